@@ -1,0 +1,167 @@
+"""FrameClient: one WebSocket client as the hub sees it: its subscription, and what it has not got yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Final, Protocol
+
+import attrs
+
+from engine.domain.errors import EngineError
+from engine.domain.events import Event
+from engine.domain.frames import Frame
+from engine.domain.generation import Clock
+from transport.wire.commands import Ping, Resync, Subscribe, Subscription, Unsubscribe, parse_command
+from transport.wire.frames import encode_frame, text_frame
+
+REPLIES_MAX: Final = 128  # unsent answers to commands; a client that only asks and never reads is closed
+CLOSE_SLOW: Final = 4008
+
+
+class Sink(Protocol):
+    """Where a client's bytes go; given by the endpoint."""
+
+    def push(self, frame: bytes) -> bool:
+        """Take whole WebSocket frames, or False while earlier ones are still in flight. Never waits."""
+
+    def close(self, code: int, reason: str) -> None:
+        """Ask for the connection to be closed. Never waits."""
+
+
+@attrs.define(eq=False)
+class HubCounters:
+    """`merged_frames`: frames a client got as part of a later one; `dropped_energy`: snapshots a newer one replaced;
+    `closed_slow`: clients closed with 4008; `backlogs_cut`: session backlogs emptied for the common bound."""
+
+    frames: int = 0
+    pushed: int = 0
+    merged_frames: int = 0
+    dropped_energy: int = 0
+    closed_slow: int = 0
+    bad_messages: int = 0
+    backlogs_cut: int = 0
+
+
+@attrs.frozen
+class ClientServices:
+    """What a client needs of its hub."""
+
+    clock: Clock
+    tick_hz: int
+    pending_bytes_max: int
+    counters: HubCounters
+    snapshot: Callable[[], dict[str, Any]]
+    system: Callable[[str, Any], bytes]  # type and payload to a message
+
+
+@attrs.define(eq=False)
+class FrameClient:
+    """One WebSocket client as the hub sees it. `receive` takes its messages, `detach` ends it (idempotent)."""
+
+    sink: Sink
+    services: ClientServices
+    rate_hz: float
+    subscription: Subscription = attrs.field(factory=Subscription)
+    gone: bool = False
+    _due_us: int = 0
+    _replies: list[bytes] = attrs.field(factory=list)
+    _pending: dict[tuple[str, str | int], bytes] = attrs.field(factory=dict)
+    _pending_bytes: int = 0
+    _frame: Frame | None = None  # the newest one with events in `_pending`
+    _kept: int = 0  # makes the keys of lossless events distinct, in order
+
+    def receive(self, message: bytes) -> None:
+        """One client message; the answer goes to the sink. Never raises for what a client can send."""
+        try:
+            command = parse_command(message)
+            match command:
+                case Subscribe() | Unsubscribe():
+                    self._subscribe(command)
+                case Ping():
+                    self.reply("system.pong", {"id": command.id})
+                case Resync():
+                    self.reply("system.state_snapshot", {"id": command.id, **self.services.snapshot()})
+        except EngineError as error:
+            self.services.counters.bad_messages += 1
+            self.reply("system.error", error.as_dict())
+
+    def detach(self) -> None:
+        self.gone = True
+
+    @property
+    def lagging(self) -> bool:
+        return bool(self._pending or self._replies)
+
+    def reply(self, type_: str, payload: Any) -> None:
+        self._replies.append(text_frame(self.services.system(type_, payload)))
+        if len(self._replies) > REPLIES_MAX:
+            self._close_slow()
+        else:
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what is kept, if the sink is free and the client's rate allows it."""
+        due = bool(self._pending) and self.services.clock() >= self._due_us
+        if not self._replies and not due:
+            return
+        parts = list(self._replies)
+        if due and self._frame is not None:
+            parts.append(text_frame(encode_frame(self._frame, self._pending.values())))
+        if not self.sink.push(b"".join(parts)):
+            return
+        self._replies.clear()
+        if due:
+            self._pending.clear()
+            self._pending_bytes, self._frame = 0, None
+            self._sent()
+
+    def deliver(self, frame: Frame, message: bytes, events: list[tuple[Event, bytes]]) -> None:
+        """One frame: the shared bytes when level, else kept and merged."""
+        level = not self._pending and not self._replies and self.services.clock() >= self._due_us
+        if level and self.sink.push(message):
+            self._sent()
+            return
+        if self._pending:
+            self.services.counters.merged_frames += 1
+        for event, data in events:
+            self._kept += 1
+            key: tuple[str, str | int] = ("event", self._kept)
+            if not event.lossless:
+                key = (event.type, event.session_id or "")
+                replaced = self._pending.pop(key, None)
+                if replaced is not None:
+                    self.services.counters.dropped_energy += 1
+                    self._pending_bytes -= len(replaced)
+            self._pending[key] = data
+            self._pending_bytes += len(data)
+        self._frame = frame
+        if self._pending_bytes > self.services.pending_bytes_max:
+            self._close_slow()
+        else:
+            self.flush()
+
+    def _sent(self) -> None:
+        self.services.counters.pushed += 1
+        if self.rate_hz < self.services.tick_hz:
+            self._due_us = self.services.clock() + round(1e6 / self.rate_hz)
+
+    def _close_slow(self) -> None:
+        self.services.counters.closed_slow += 1
+        self.gone = True
+        self.sink.close(CLOSE_SLOW, "slow")
+
+    def _subscribe(self, command: Subscribe | Unsubscribe) -> None:
+        self.subscription = self.subscription.changed(command)
+        if isinstance(command, Subscribe) and isinstance(command.rate_hz, float):
+            self.rate_hz = command.rate_hz
+            self._due_us = 0
+        self.reply(
+            "system.subscribed",
+            {
+                "id": command.id,
+                "patterns": sorted(self.subscription.patterns),
+                "session_id": self.subscription.session_id,
+                "rate_hz": self.rate_hz,
+                "top": self.subscription.top,
+            },
+        )

@@ -1,0 +1,197 @@
+"""FrameHub: frames in, bytes out to every client. Encodes once per distinct subscription and never waits for anybody.
+
+A client that is level gets the shared, prebuilt WebSocket frame. One that lags (its sink is still busy, or it asked for
+a lower rate) has its events kept: the newest `energy.update` per session wins, everything else accumulates up to
+`pending_bytes_max`, past which it is closed with 4008.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable
+from typing import Any, Final
+
+import attrs
+import trio
+
+from actors.frame_client import ClientServices, FrameClient, HubCounters, Sink
+from actors.kernel import Inlet
+from actors.session_log import Follower, SessionLog
+from engine.domain.events import HEARTBEAT, Event, HeartbeatPayload
+from engine.domain.frames import Frame
+from engine.domain.generation import Clock
+from engine.domain.telemetry import Telemetry
+from transport.wire.commands import Subscription
+from transport.wire.frames import (
+    SCHEMA_VERSIONS,
+    encode_event,
+    encode_frame,
+    encode_line,
+    encode_payload,
+    encode_system,
+    text_frame,
+)
+
+MAILBOX_FRAMES: Final = 2
+RETRY_S: Final = 1 / 60  # a lagging client is tried again after this, also when no frame comes
+BACKLOG_TOTAL_BYTES_MAX: Final = 64 * 1024 * 1024  # event lines of all sessions together
+SNAPSHOT_ENDED_MAX: Final = 8  # ended sessions in a snapshot; all active ones are in it
+HEARTBEAT_US: Final = 1_000_000
+
+
+@attrs.frozen
+class HelloFacts:
+    """What `system.hello` says besides the connection's own id."""
+
+    version: str
+    boot: str
+    tier: str
+    level: int
+    limits: dict[str, Any]
+    tick_hz: int
+
+
+@attrs.define(eq=False)
+class FrameHub:
+    """`connect` and `follow` may be called from any task of the trio thread; both take effect between two frames, so a
+    snapshot and the frames after it fit without a gap."""
+
+    inlet: Inlet[Frame]
+    clock: Clock
+    wall_ms: Callable[[], int]
+    facts: HelloFacts
+    telemetry: Telemetry
+    pending_bytes_max: int
+    backlog_bytes_max: int
+    record_ttl_s: float
+    counters: HubCounters = attrs.field(factory=HubCounters)
+    clients: list[FrameClient] = attrs.field(factory=list)
+    _logs: dict[str, SessionLog] = attrs.field(factory=dict)
+    _heartbeat_us: int = 0
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Until the composer closed."""
+        async with self.inlet.open() as frames:
+            task_status.started()
+            while True:
+                self.clients = [client for client in self.clients if not client.gone]
+                lagging = any(client.lagging for client in self.clients)
+                with trio.move_on_after(RETRY_S if lagging else float("inf")):
+                    try:
+                        self._frame(await frames.receive())
+                    except trio.EndOfChannel:
+                        return
+                    continue
+                for client in self.clients:
+                    client.flush()
+
+    def connect(self, sink: Sink) -> FrameClient:
+        """A new client; hello and snapshot are pushed at once."""
+        services = ClientServices(
+            self.clock, self.facts.tick_hz, self.pending_bytes_max, self.counters, self.snapshot, self.system
+        )
+        client = FrameClient(sink, services, rate_hz=self.facts.tick_hz)
+        self.clients.append(client)
+        hello = {
+            "version": self.facts.version,
+            "schema_versions": SCHEMA_VERSIONS,
+            "boot": self.facts.boot,
+            "tier": self.facts.tier,
+            "level": self.facts.level,
+            "limits": self.facts.limits,
+            "tick_hz": self.facts.tick_hz,
+            "connection_id": secrets.token_hex(8),
+        }
+        client.reply("system.hello", hello)
+        client.reply("system.state_snapshot", self.snapshot())
+        return client
+
+    def follow(self, session_id: str, *, energy: bool) -> Follower:
+        """The events of one session from its start. The caller knows that the session exists; `unfollow` when done."""
+        return self._log(session_id).follow(energy)
+
+    def unfollow(self, session_id: str, follower: Follower) -> None:
+        if (log := self._logs.get(session_id)) is not None:
+            log.unfollow(follower)
+
+    def snapshot(self) -> dict[str, Any]:
+        logs = list(self._logs.values())
+        ended = [log for log in logs if log.end is not None][-SNAPSHOT_ENDED_MAX:]
+        return {"sessions": [log.snapshot() for log in logs if log.end is None or log in ended]}
+
+    def system(self, type_: str, payload: Any) -> bytes:
+        return encode_system(type_, payload, self.wall_ms(), self.clock() / 1000)
+
+    def _frame(self, frame: Frame) -> None:
+        self.counters.frames += 1
+        payloads = [encode_payload(event, with_top=False) for event in frame.events]
+        self._remember(frame, payloads)
+        heartbeat = self._heartbeat(frame)
+        plain = [(e, encode_event(e, p)) for e, p in zip(frame.events, payloads, strict=True)]
+        shared: dict[Subscription, tuple[bytes, list[tuple[Event, bytes]]]] = {}
+        for client in self.clients:
+            wanted = client.subscription
+            if wanted not in shared:
+                shared[wanted] = self._build(frame, wanted, plain, heartbeat)
+            message, events = shared[wanted]
+            if message:
+                client.deliver(frame, message, events)
+            else:
+                client.flush()
+
+    def _build(
+        self, frame: Frame, wanted: Subscription, plain: list[tuple[Event, bytes]], heartbeat: list[tuple[Event, bytes]]
+    ) -> tuple[bytes, list[tuple[Event, bytes]]]:
+        """The message of one subscription; empty when the frame holds nothing for it."""
+        events = [
+            (event, encode_event(event, encode_payload(event, with_top=True)) if wanted.top else data)
+            for event, data in plain
+            if wanted.wants(event.type, event.session_id)
+        ] + heartbeat
+        if not events:
+            return b"", []
+        return text_frame(encode_frame(frame, (data for _, data in events))), events
+
+    def _heartbeat(self, frame: Frame) -> list[tuple[Event, bytes]]:
+        """Once a second, to everybody."""
+        if frame.mono_us < self._heartbeat_us:
+            return []
+        self._heartbeat_us = frame.mono_us - frame.mono_us % HEARTBEAT_US + HEARTBEAT_US
+        payload = HeartbeatPayload(
+            fps=self.telemetry.fps(frame.mono_us),
+            uptime_ms=frame.mono_us / 1000,
+            connections=len(self.clients),
+            degrade=frame.perf.degrade,
+        )
+        event = Event(HEARTBEAT, None, payload)
+        return [(event, encode_event(event, encode_payload(event, with_top=False)))]
+
+    def _remember(self, frame: Frame, payloads: list[bytes]) -> None:
+        mono_ms = frame.mono_us / 1000
+        for event, payload in zip(frame.events, payloads, strict=True):
+            if event.session_id is not None:
+
+                def line(event: Event = event, payload: bytes = payload) -> bytes:
+                    return encode_line(event, payload, frame.ts_ms, mono_ms)
+
+                self._log(event.session_id).add(event, line, frame.mono_us)
+        self._prune(frame.mono_us)
+
+    def _log(self, session_id: str) -> SessionLog:
+        log = self._logs.get(session_id)
+        if log is None:
+            log = self._logs[session_id] = SessionLog(session_id, self.backlog_bytes_max)
+        return log
+
+    def _prune(self, now_us: int) -> None:
+        """Forget sessions some time after their end, and the oldest backlogs when all together grow too large."""
+        horizon = now_us - round(self.record_ttl_s * 1e6)
+        for session_id in [s for s, log in self._logs.items() if log.ended_us is not None and log.ended_us < horizon]:
+            del self._logs[session_id]
+        total = sum(log.size_bytes for log in self._logs.values())
+        for log in self._logs.values():
+            if total <= BACKLOG_TOTAL_BYTES_MAX:
+                break
+            total -= log.size_bytes
+            self.counters.backlogs_cut += log.size_bytes > 0
+            log.forget_lines()

@@ -1,0 +1,251 @@
+"""Sessions: one per request. The session task sits outside the scope it cancels, so it can always tell the end."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from typing import Any, Final
+
+import attrs
+import trio
+
+from actors.catalog import ModelRef
+from actors.kernel import Outlet
+from actors.pool import PoolHandle
+from actors.stream import ModelStream, Timeouts
+from engine.domain.energy import EnergyParams
+from engine.domain.errors import EngineError, InternalError, Overloaded, SessionNotFound, UpstreamTruncated
+from engine.domain.events import ModelChanged, SessionClosed, SessionOpened, SessionSignal, StreamRef
+from engine.domain.generation import (
+    Clock,
+    EndReason,
+    GenerationEnd,
+    GenerationRequest,
+    Origin,
+)
+from engine.domain.models import ModelState
+
+ENDED_MAX: Final = 4_096  # records of ended sessions kept for a later /stop or /stream
+
+logger = logging.getLogger("wf.session")
+
+
+@attrs.frozen
+class SessionRequest:
+    """A single-model session. `request.model` is the runtime's own name for `model`."""
+
+    model: ModelRef
+    request: GenerationRequest
+    origin: Origin
+    mode: str = "single"
+    dropped_models: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class SessionReport:
+    """What `/stop` says about a session; times in ms, `stop_latency_ms` null unless it was stopped."""
+
+    session_id: str
+    state: str  # queued | loading | waiting | streaming | ended
+    reason: EndReason | None
+    tokens_generated: int
+    duration_ms: float
+    stop_latency_ms: float | None
+
+
+@attrs.define(eq=False)
+class Session:
+    """Exactly one SessionOpened first and one SessionClosed last, whatever happens in between."""
+
+    id: str
+    asked: SessionRequest
+    pool: PoolHandle
+    signals: Outlet[SessionSignal]
+    clock: Clock
+    energy_params: EnergyParams
+    timeouts: Timeouts
+    state: str = "queued"
+    reason: EndReason | None = None
+    closed: trio.Event = attrs.field(factory=trio.Event)
+    opened_us: int = 0
+    closed_us: int = 0
+    stop_latency_ms: float | None = None
+    _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    _stop: tuple[EndReason, EngineError | None] | None = None
+    _stop_us: int = 0
+    _stream: ModelStream = attrs.field(init=False)
+    _cold: bool | None = None
+
+    def __attrs_post_init__(self) -> None:
+        ref = StreamRef(self.id, f"{self.id}:0", self.asked.model.name)
+        self._stream = ModelStream(ref, self.asked.model.runtime, self.asked.request, self.signals, self.timeouts)
+        self.opened_us = self.clock()
+
+    async def run(self) -> None:
+        """To the end. Only the engine's own shutdown (after its grace) cancels this task; then nothing is told."""
+        await self.signals.put(self._opened())
+        end: GenerationEnd | None = None
+        error: EngineError | None = None
+        with self._scope:
+            try:
+                end = await self._generate()
+            except EngineError as caught:
+                error = caught
+            except Exception as caught:
+                logger.error("session %s failed: %s", self.id, type(caught).__name__, exc_info=caught)
+                error = InternalError("the session failed inside the engine", session_id=self.id)
+        self.closed_us = self.clock()
+        self.reason, error = self._verdict(end, error)
+        if self._stop is not None and end is None:
+            self.stop_latency_ms = (self.closed_us - self._stop_us) / 1000
+        self.state = "ended"
+        await self.signals.put(self._closed(end, error))
+        self.closed.set()
+
+    def stop(self, reason: EndReason, error: EngineError | None = None) -> None:
+        """Cancel everything below the session: queue, load wait, runtime stream. Returns at once; `closed` tells the
+        end."""
+        if self._stop is None and self.state != "ended":
+            self._stop, self._stop_us = (reason, error), self.clock()
+            self._scope.cancel(reason=reason.value)
+
+    def report(self) -> SessionReport:
+        until_us = self.closed_us if self.state == "ended" else self.clock()
+        duration_ms = (until_us - self.opened_us) / 1000
+        state = "waiting" if self.state == "streaming" and self._stream.first_us is None else self.state
+        return SessionReport(self.id, state, self.reason, self._stream.tokens, duration_ms, self.stop_latency_ms)
+
+    async def _generate(self) -> GenerationEnd:
+        async with self.pool.lease(self.asked.model, self._tell) as grant:
+            self._cold = grant.cold
+            self.state = "streaming"
+            return await self._stream.run()
+
+    async def _tell(self, state: ModelState, position: int | None, reason: str | None) -> None:
+        self.state = "loading" if state is ModelState.LOADING else "queued"
+        model = self.asked.model.name
+        await self.signals.put(ModelChanged(self.id, model, state, position=position, reason=reason))
+
+    def _verdict(self, end: GenerationEnd | None, error: EngineError | None) -> tuple[EndReason, EngineError | None]:
+        if end is not None:
+            return end.reason, None
+        if self._stop is not None:
+            return self._stop
+        assert error is not None  # nothing but a stop cancels the scope
+        return EndReason.TRUNCATED if isinstance(error, UpstreamTruncated) else EndReason.ERROR, error
+
+    def _opened(self) -> SessionOpened:
+        return SessionOpened(
+            session_id=self.id,
+            at_us=self.opened_us,
+            mode=self.asked.mode,
+            streams=(self._stream.ref,),
+            dropped_models=self.asked.dropped_models,
+            parameters=self.asked.request.parameters,
+            energy_params=self.energy_params,
+            origin=self.asked.origin,
+            synthetic=self.asked.model.synthetic,
+        )
+
+    def _closed(self, end: GenerationEnd | None, error: EngineError | None) -> SessionClosed:
+        assert self.reason is not None
+        first_us = self._stream.first_us
+        details: dict[str, Any] | None = None if error is None else error.as_dict()
+        return SessionClosed(
+            session_id=self.id,
+            at_us=self.closed_us,
+            reason=self.reason,
+            error=details,
+            tokens=self._stream.tokens,
+            ttft_ms=None if first_us is None else (first_us - self.opened_us) / 1000,
+            duration_ms=(self.closed_us - self.opened_us) / 1000,
+            stop_latency_ms=self.stop_latency_ms,
+            cold=self._cold,
+            prompt_tokens=None if end is None else end.prompt_tokens,
+            prompt_tokens_dropped=0 if end is None else end.prompt_tokens_dropped,
+            eval_count=None if end is None else end.eval_count,
+        )
+
+
+@attrs.define(eq=False)
+class SessionTable:
+    """All sessions, running and lately ended. An actor: it owns the sessions' nursery."""
+
+    pool: PoolHandle
+    signals: Outlet[SessionSignal]
+    clock: Clock
+    energy_params: EnergyParams
+    timeouts: Timeouts
+    live_max: int
+    record_ttl_s: float
+    new_id: Callable[[], str] = lambda: secrets.token_hex(16)
+    _sessions: dict[str, Session] = attrs.field(factory=dict)
+    _nursery: trio.Nursery | None = None
+    _closing: bool = False
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Until `close`; then when the last session has told its end."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            task_status.started()
+            await trio.sleep_forever()
+
+    @property
+    def live(self) -> int:
+        return sum(1 for session in self._sessions.values() if session.state != "ended")
+
+    def start(self, asked: SessionRequest) -> Session:
+        """A new session, running at once. Raises Overloaded when too many are alive or the engine is stopping."""
+        self._prune()
+        if self._closing or self._nursery is None:
+            raise Overloaded("the engine is stopping")
+        if self.live >= self.live_max:
+            raise Overloaded(
+                f"{self.live_max} sessions are alive, the most allowed", limit=self.live_max, retry_after_s=1
+            )
+        session = Session(self.new_id(), asked, self.pool, self.signals, self.clock, self.energy_params, self.timeouts)
+        self._sessions[session.id] = session
+        self._nursery.start_soon(session.run, name=f"session {session.id}")
+        return session
+
+    def get(self, session_id: str) -> Session:
+        """A running or lately ended session. Raises SessionNotFound."""
+        self._prune()
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise SessionNotFound("there is no such session; records are kept for a minute after the end")
+        return session
+
+    def running(self) -> list[Session]:
+        return [session for session in self._sessions.values() if session.state != "ended"]
+
+    async def stop(self, session_id: str, reason: EndReason = EndReason.ABORTED) -> SessionReport:
+        """Stop one and wait until its runtime is closed. Idempotent while the record lives. Cancelled here: it still
+        stops."""
+        session = self.get(session_id)
+        session.stop(reason)
+        await session.closed.wait()
+        return session.report()
+
+    def fail_all(self, error: EngineError) -> None:
+        """A stage behind the sessions lost its state: none of them may go on with a hole."""
+        for session in self.running():
+            session.stop(EndReason.ERROR, error)
+
+    async def close(self, reason: EndReason = EndReason.SHUTDOWN) -> None:
+        """Stop all and wait until each has told its end. New ones are refused from now on."""
+        self._closing = True
+        for session in self.running():
+            session.stop(reason)
+        for session in self.running():
+            await session.closed.wait()
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel(reason="closed")
+
+    def _prune(self) -> None:
+        horizon_us = self.clock() - round(self.record_ttl_s * 1e6)
+        ended = [s for s in self._sessions.values() if s.state == "ended"]
+        for index, session in enumerate(ended):
+            if session.closed_us < horizon_us or index < len(ended) - ENDED_MAX:
+                del self._sessions[session.id]

@@ -1,0 +1,340 @@
+"""Energy E(t) of one token stream, from measured signals only.
+
+    E_base = w_v · v + w_c · c · f + w_f · f         (without log-probabilities: w_v′ · v + w_f′ · f)
+
+    v  velocity    TPS / TPS_max, clamped; TPS over the last second of arrivals
+    c  certainty   covered mass × (1 − entropy of the top entries / ln K); null when nothing was reported
+    f  flow        1 up to the stall line, then falling to 0 at the ceiling
+    E  the one smoothing: an exponential moving average of E_base over tokens, starting from 0
+
+Between tokens E holds up to the stall line and then halves every `half_life_ms`. The value at a moment follows from the
+last token and the clock alone, so it does not depend on how often anybody looks. EU is a separate, additive ledger in
+integer micro-EU. Terms and constants are written down in policies/energy.yaml; nothing here knows a tier.
+"""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+import attrs
+
+from engine.domain.generation import Token
+
+MICRO: Final = 1_000_000
+MIN_SPAN_US: Final = 1_000  # tokens of one chunk share a stamp; a span is never taken as shorter than 1 ms
+
+
+class Phase(enum.StrEnum):
+    """State of one stream. EDGES below lists every allowed move."""
+
+    IDLE = "IDLE"
+    CHARGING = "CHARGING"  # prompt accepted, no token yet
+    FLOWING = "FLOWING"
+    STALLING = "STALLING"
+    SATURATED = "SATURATED"
+    DRAINED = "DRAINED"  # over; absorbing until a new prompt
+
+
+EDGES: Final[dict[Phase, frozenset[Phase]]] = {
+    Phase.IDLE: frozenset({Phase.CHARGING}),
+    Phase.CHARGING: frozenset({Phase.FLOWING, Phase.DRAINED}),
+    Phase.FLOWING: frozenset({Phase.STALLING, Phase.SATURATED, Phase.DRAINED}),
+    Phase.SATURATED: frozenset({Phase.FLOWING, Phase.STALLING, Phase.DRAINED}),
+    Phase.STALLING: frozenset({Phase.FLOWING, Phase.DRAINED}),
+    Phase.DRAINED: frozenset({Phase.CHARGING}),
+}
+
+
+@attrs.frozen
+class EnergyParams:
+    """All constants in force for a stream; published with every session so that anybody can recompute E."""
+
+    tier: str
+    window_ms: float
+    tps_max: float
+    stall_ms: float
+    ceil_ms: float
+    alpha: float
+    weight_velocity: float
+    weight_certainty: float
+    weight_flow: float
+    weight_velocity_no_logprobs: float
+    weight_flow_no_logprobs: float
+    half_life_ms: float
+    stall_tokens: int
+    silence_stall_factor: float
+    saturate: float
+    unsaturate: float
+    saturate_dwell_ms: float
+    burst_fraction: float
+    eu_base: float
+    eu_offset: float
+    eu_model_factor: float
+    eu_rate_alpha: float
+    top_k: int
+
+
+@attrs.frozen
+class Uncertainty:
+    """What a top-K list says: `certainty` in [0, 1]; `entropy_bits` is a lower bound (the uncovered mass is counted as
+    one symbol) with that mass beside it. All null when nothing was reported."""
+
+    certainty: float | None = None
+    entropy_bits: float | None = None
+    tail_mass: float | None = None
+
+
+UNKNOWN: Final = Uncertainty()
+
+
+def clamp(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+def velocity(tps: float, params: EnergyParams) -> float:
+    return clamp(tps / params.tps_max)
+
+
+def flow(delta_ms: float, params: EnergyParams) -> float:
+    return 1.0 - clamp((delta_ms - params.stall_ms) / (params.ceil_ms - params.stall_ms))
+
+
+def uncertainty(logprobs: Iterable[float], top_k: int) -> Uncertainty:
+    """Certainty and entropy of the `top_k` most probable entries (natural logs; order and duplicates do not matter).
+
+    Entries that are not numbers are left out. One entry alone (only the chosen token) gives c = p and no entropy.
+    """
+    usable = sorted((min(lp, 0.0) for lp in logprobs if not math.isnan(lp)), reverse=True)[:top_k]
+    if not usable:
+        return UNKNOWN
+    probabilities = [math.exp(lp) for lp in usable]
+    if len(probabilities) == 1:
+        return Uncertainty(certainty=clamp(probabilities[0]))
+    mass = math.fsum(probabilities)
+    if mass <= 0.0:
+        return Uncertainty(certainty=0.0, entropy_bits=0.0, tail_mass=1.0)
+    shares = [p / mass for p in probabilities]
+    entropy_nats = -math.fsum(q * math.log(q) for q in shares if q > 0.0)
+    certainty = clamp(min(1.0, mass) * (1.0 - entropy_nats / math.log(len(shares))))
+    tail = max(0.0, 1.0 - mass)
+    bits = -math.fsum(p * math.log2(p) for p in (*probabilities, tail) if p > 0.0)
+    return Uncertainty(certainty, max(0.0, bits), tail)
+
+
+def energy_base(tps: float, delta_ms: float | None, certainty: float | None, params: EnergyParams) -> float:
+    """E_base in [0, 1]. `delta_ms` None is the first token: the wait for it (TTFT) is no inter-arrival time."""
+    v = velocity(tps, params)
+    f = 1.0 if delta_ms is None else flow(delta_ms, params)
+    if certainty is None:
+        return clamp(params.weight_velocity_no_logprobs * v + params.weight_flow_no_logprobs * f)
+    return clamp(params.weight_velocity * v + params.weight_certainty * certainty * f + params.weight_flow * f)
+
+
+def ema(previous: float, value: float, alpha: float) -> float:
+    return clamp(alpha * value + (1.0 - alpha) * previous)
+
+
+def decayed(energy: float, beyond_ms: float, params: EnergyParams) -> float:
+    """`energy` after `beyond_ms` of silence past the hold; halves every half-life."""
+    return energy * math.pow(0.5, max(0.0, beyond_ms) / params.half_life_ms)
+
+
+def eu_micro(base: float | None, params: EnergyParams) -> int:
+    """Micro-EU one token earns: 0.1 · κ · (0.5 + E_base), as an integer so that sums are exact. None earns nothing."""
+    if base is None:
+        return 0
+    return round(params.eu_base * params.eu_model_factor * (params.eu_offset + base) * MICRO)
+
+
+@attrs.frozen
+class StreamEnergy:
+    """Everything about a stream's energy that does not need its history: the last token and what followed from it."""
+
+    phase: Phase
+    since_us: int  # prompt accepted
+    energy: float = 0.0
+    energy_base: float | None = None
+    last_us: int | None = None  # arrival of the last token
+    end_us: int | None = None
+    delta_us: int | None = None
+    tps: float = 0.0
+    recent: int = 0  # tokens in the last window, at the last token
+    slow_tokens: int = 0  # consecutive ones past the stall line
+    high_since_us: int | None = None  # E has been at or above `saturate` since
+    uncertainty: Uncertainty = UNKNOWN
+    burst: bool = False
+    throttled: bool = False
+    tokens: int = 0
+    eu_micro: int = 0
+
+
+@attrs.frozen
+class EnergySample:
+    """One token with its energy. `energy` is null only when the maths failed on it; `energy_base` also when
+    throttled."""
+
+    token: Token
+    energy: float | None
+    energy_base: float | None
+    uncertainty: Uncertainty
+    tps: float
+    stall: bool
+    burst: bool
+    eu_micro: int
+
+
+@attrs.frozen
+class Reading:
+    """A stream at one moment: `silence_ms` since the last token (or the prompt), `stall` = past the stall line."""
+
+    phase: Phase
+    energy: float
+    silence_ms: float
+    stall: bool
+    tps: float
+
+
+def energy_at(state: StreamEnergy, now_us: int, params: EnergyParams) -> float:
+    """E at `now_us`: held up to the stall line, decaying after it; decaying at once when the stream is over."""
+    if state.last_us is None:
+        return state.energy
+    if state.end_us is not None:
+        at_end = decayed(state.energy, (state.end_us - state.last_us) / 1000 - params.stall_ms, params)
+        return decayed(at_end, (now_us - state.end_us) / 1000, params)
+    return decayed(state.energy, (now_us - state.last_us) / 1000 - params.stall_ms, params)
+
+
+def phase_at(state: StreamEnergy, now_us: int, params: EnergyParams) -> Phase:
+    """The phase at `now_us` when no token came since: silence stalls, a long enough high saturates, a fall ends it."""
+    if state.phase not in (Phase.FLOWING, Phase.SATURATED) or state.last_us is None:
+        return state.phase
+    if now_us - state.last_us >= params.silence_stall_factor * params.stall_ms * 1000:
+        return Phase.STALLING
+    energy = energy_at(state, now_us, params)
+    if state.phase is Phase.SATURATED:
+        return Phase.FLOWING if energy < params.unsaturate else Phase.SATURATED
+    high_us = 0 if state.high_since_us is None else now_us - state.high_since_us
+    if energy >= params.saturate and high_us >= params.saturate_dwell_ms * 1000:
+        return Phase.SATURATED
+    return Phase.FLOWING
+
+
+def read(state: StreamEnergy, now_us: int, params: EnergyParams) -> Reading:
+    """The stream as a frame shows it. TPS is the last token's until the stall line, then what the last window really
+    brought (so a silent stream shows 0, not its last good figure)."""
+    since = state.since_us if state.last_us is None else state.last_us
+    until = now_us if state.end_us is None else state.end_us
+    silence_ms = max(0, until - since) / 1000
+    stall = state.last_us is not None and state.end_us is None and silence_ms > params.stall_ms
+    tps = state.tps
+    if stall:
+        tps = state.recent * 1000 / params.window_ms if silence_ms < params.window_ms else 0.0
+    return Reading(phase_at(state, now_us, params), energy_at(state, now_us, params), silence_ms, stall, tps)
+
+
+@attrs.define(eq=False)
+class EnergyMeter:
+    """The fold over one stream: prompt, tokens in order, end. Deterministic: the same tokens give the same energies."""
+
+    params: EnergyParams
+    state: StreamEnergy
+    _window: deque[int] = attrs.field(factory=deque)
+
+    @classmethod
+    def started(cls, params: EnergyParams, now_us: int) -> EnergyMeter:
+        return cls(params, StreamEnergy(Phase.CHARGING, now_us))
+
+    def token(self, token: Token) -> EnergySample:
+        """Fold one token in. A throttled token says nothing about the model: E is held and it earns no EU."""
+        params, before = self.params, self.state
+        tps = self._tps(token)
+        delta_ms = None if token.delta_us is None else token.delta_us / 1000
+        stall = delta_ms is not None and delta_ms > params.stall_ms
+        entries = [entry.logprob for entry in token.top] or ([] if token.logprob is None else [token.logprob])
+        unsure = uncertainty(entries, params.top_k)
+        if token.throttled:
+            base, energy = None, before.energy
+        else:
+            base = energy_base(tps, delta_ms, unsure.certainty, params)
+            energy = ema(energy_at(before, token.t_us, params), base, params.alpha)
+        earned = eu_micro(base, params)
+        burst = tps > params.burst_fraction * params.tps_max and not token.throttled
+        slow = stall and not token.throttled
+        self.state = StreamEnergy(
+            phase=self._phase_after(token, slow, energy),
+            since_us=before.since_us,
+            energy=energy,
+            energy_base=base,
+            last_us=token.t_us,
+            delta_us=token.delta_us,
+            tps=tps,
+            recent=len(self._window),
+            slow_tokens=self._slow_tokens_after(token, slow),
+            high_since_us=self._high_since_after(token.t_us, energy),
+            uncertainty=unsure,
+            burst=burst,
+            throttled=token.throttled,
+            tokens=before.tokens + 1,
+            eu_micro=before.eu_micro + earned,
+        )
+        return EnergySample(token, energy, base, unsure, tps, slow, burst, earned)
+
+    def unmeasured(self, token: Token) -> EnergySample:
+        """A token the maths failed on: its text counts, its energy is null, the stream goes on from where it was."""
+        phase = Phase.FLOWING if self.state.phase is Phase.CHARGING else self.state.phase
+        self.state = attrs.evolve(
+            self.state, phase=phase, tokens=self.state.tokens + 1, last_us=token.t_us, energy_base=None
+        )
+        return EnergySample(token, None, None, UNKNOWN, self.state.tps, False, False, 0)
+
+    def end(self, now_us: int) -> None:
+        self.state = attrs.evolve(self.state, phase=Phase.DRAINED, end_us=now_us)
+
+    def _tps(self, token: Token) -> float:
+        """Tokens per second over the window ending at this token; 0 for the first."""
+        window = self._window
+        if token.throttled:
+            window.clear()
+        window.append(token.t_us)
+        horizon = token.t_us - self.params.window_ms * 1000
+        while window[0] < horizon:
+            window.popleft()
+        if len(window) >= 2:
+            return (len(window) - 1) * MICRO / max(MIN_SPAN_US, window[-1] - window[0])
+        if token.delta_us is None or token.throttled:
+            return 0.0
+        return MICRO / max(MIN_SPAN_US, token.delta_us)
+
+    def _ended_silence_stall(self, token: Token) -> bool:
+        """True when this token ends a stall that silence (not slow tokens) had caused."""
+        line_us = self.params.silence_stall_factor * self.params.stall_ms * 1000
+        return (
+            self.state.phase in (Phase.FLOWING, Phase.SATURATED)
+            and token.delta_us is not None
+            and token.delta_us >= line_us
+        )
+
+    def _slow_tokens_after(self, token: Token, slow: bool) -> int:
+        return self.state.slow_tokens + 1 if slow and not self._ended_silence_stall(token) else 0
+
+    def _phase_after(self, token: Token, slow: bool, energy: float) -> Phase:
+        before = phase_at(self.state, token.t_us, self.params)
+        if before in (Phase.CHARGING, Phase.IDLE) or self._ended_silence_stall(token):
+            return Phase.FLOWING
+        if before is Phase.STALLING:
+            return Phase.STALLING if slow else Phase.FLOWING
+        if self._slow_tokens_after(token, slow) >= self.params.stall_tokens:
+            return Phase.STALLING
+        if before is Phase.SATURATED and energy < self.params.unsaturate:
+            return Phase.FLOWING
+        return before
+
+    def _high_since_after(self, now_us: int, energy: float) -> int | None:
+        if energy < self.params.saturate:
+            return None
+        stayed_high = energy_at(self.state, now_us, self.params) >= self.params.saturate
+        return self.state.high_since_us if stayed_high and self.state.high_since_us is not None else now_us

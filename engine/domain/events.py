@@ -1,0 +1,234 @@
+"""What the engine says about itself. One class per event type of CONTRACT §4; field names are the wire's.
+
+Two families travel the same path in order: what a session tells the mapper (`SessionOpened`, `TokenBatch`,
+`SessionClosed`) and what the composer puts into frames (`Event`). Only `Tokens` carries text.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import attrs
+
+from engine.domain.energy import EnergyParams, EnergySample, Phase, StreamEnergy
+from engine.domain.generation import EndReason, Origin, Parameters, Token
+from engine.domain.models import ModelState
+
+SESSION_START: Final = "experience.session_start"
+TOKEN: Final = "experience.token"
+MODEL: Final = "experience.model"
+SESSION_END: Final = "experience.session_end"
+ENERGY_UPDATE: Final = "energy.update"
+HEARTBEAT: Final = "system.heartbeat"
+
+# ── from a session to the mapper, and on to the composer ────────────────────────────────────────────────────────────
+
+
+@attrs.frozen
+class StreamRef:
+    """One model stream of a session; `model` is its public name."""
+
+    session_id: str
+    stream_id: str
+    model: str
+
+
+@attrs.frozen
+class SessionOpened:
+    """A session begins, with everything `experience.session_start` says. Always first."""
+
+    session_id: str
+    at_us: int
+    mode: str
+    streams: tuple[StreamRef, ...]
+    dropped_models: tuple[str, ...]
+    parameters: Parameters
+    energy_params: EnergyParams
+    origin: Origin
+    synthetic: bool
+
+
+@attrs.frozen
+class TokenBatch:
+    """What one read of the runtime brought (≤ 256 tokens). `held_us` is how long the batch before it had to wait for
+    room."""
+
+    stream: StreamRef
+    tokens: tuple[Token, ...]
+    held_us: int = 0
+
+
+@attrs.frozen
+class ModelChanged:
+    """A model moved on, on behalf of a session (or of nobody: session_id null)."""
+
+    session_id: str | None
+    model: str
+    state: ModelState
+    progress: float | None = None  # 0–1, null when the runtime does not say
+    position: int | None = None  # in the queue, from 1
+    reason: str | None = None
+
+
+@attrs.frozen
+class SessionClosed:
+    """A session is over. `prompt_tokens`, `eval_count` are the runtime's own counts where it gave them. Always last."""
+
+    session_id: str
+    at_us: int
+    reason: EndReason
+    error: dict[str, Any] | None
+    tokens: int
+    ttft_ms: float | None
+    duration_ms: float
+    stop_latency_ms: float | None
+    cold: bool | None  # the model had to be loaded for it; null when it never got that far
+    prompt_tokens: int | None = None
+    prompt_tokens_dropped: int = 0
+    eval_count: int | None = None
+
+
+SessionSignal = SessionOpened | TokenBatch | ModelChanged | SessionClosed
+
+
+@attrs.frozen
+class SampleBatch:
+    """A token batch with its energies, and the stream's state after it."""
+
+    stream: StreamRef
+    samples: tuple[EnergySample, ...]
+    state: StreamEnergy
+
+
+MappedSignal = SessionOpened | SampleBatch | ModelChanged | SessionClosed
+
+# ── payloads of events ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@attrs.frozen
+class SessionStartPayload:
+    mode: str
+    models: tuple[str, ...]
+    dropped_models: tuple[str, ...]
+    parameters: Parameters
+    energy_params: EnergyParams
+    origin: Origin
+    synthetic: bool
+    streams: tuple[StreamRef, ...]
+    start_us: int
+
+
+@attrs.frozen
+class TokensPayload:
+    """Tokens of one stream since the frame before; encoded with or without their top-K lists."""
+
+    stream_id: str
+    model: str
+    samples: tuple[EnergySample, ...]
+
+
+@attrs.frozen
+class ModelPayload:
+    model: str
+    state: ModelState
+    progress: float | None
+    position: int | None
+    reason: str | None
+
+
+@attrs.frozen
+class StreamReading:
+    """One stream in `energy.update`. Times in ms; `tokens` is the stream's total."""
+
+    stream_id: str
+    model: str
+    state: Phase
+    energy: float
+    energy_base: float | None
+    tps: float
+    delta_ms: float | None
+    silence_ms: float
+    certainty: float | None
+    entropy_bits: float | None
+    tail_mass: float | None
+    stall: bool
+    burst: bool
+    throttled: bool
+    tokens: int
+    queue_depth: int
+
+
+@attrs.frozen
+class EnergyUpdatePayload:
+    """`tokens` and `eu_frame` are of this tick; `eu_rate` is EU per second, the one per-frame average. `ensemble` is
+    null with fewer than two streams."""
+
+    tokens: int
+    eu_frame: float
+    eu_total: float
+    eu_rate: float
+    streams: tuple[StreamReading, ...]
+    ensemble: None = None
+
+
+@attrs.frozen
+class SessionTotals:
+    """`tokens` counted here; `eval_count` and `prompt_tokens` as the runtime counted them, null when it did not say."""
+
+    tokens: int
+    eu: float | None
+    eval_count: int | None
+    prompt_tokens: int | None
+    prompt_tokens_dropped: int
+
+
+@attrs.frozen
+class SessionSummary:
+    """Of the whole session; engine-clock microseconds and plain means over its tokens."""
+
+    start_us: int | None
+    end_us: int
+    tps_average: float | None
+    energy_mean: float | None
+    stalls: int
+    cold: bool | None
+
+
+@attrs.frozen
+class SessionEndPayload:
+    reason: EndReason
+    error: dict[str, Any] | None
+    totals: SessionTotals
+    ttft_ms: float | None
+    duration_ms: float
+    stop_latency_ms: float | None
+    summary: SessionSummary
+
+
+@attrs.frozen
+class HeartbeatPayload:
+    """Once a second. `fps` is what was composed in the last second, `degrade` the level 0–4."""
+
+    fps: float
+    uptime_ms: float
+    connections: int
+    degrade: int
+
+
+Payload = (
+    HeartbeatPayload | SessionStartPayload | TokensPayload | ModelPayload | EnergyUpdatePayload | SessionEndPayload
+)
+
+
+@attrs.frozen
+class Event:
+    """One event of a frame. The prefix of `type` is its channel."""
+
+    type: str
+    session_id: str | None
+    payload: Payload
+
+    @property
+    def lossless(self) -> bool:
+        """False for snapshots, of which only the newest counts."""
+        return self.type not in (ENERGY_UPDATE, HEARTBEAT)

@@ -1,0 +1,241 @@
+"""Composing frames: folding samples into per-session state, and reading it out once per tick. No clock, no IO."""
+
+from __future__ import annotations
+
+import attrs
+
+from engine.domain.energy import MICRO, EnergyParams, EnergySample, Phase, StreamEnergy, read
+from engine.domain.events import (
+    ENERGY_UPDATE,
+    MODEL,
+    SESSION_END,
+    SESSION_START,
+    TOKEN,
+    EnergyUpdatePayload,
+    Event,
+    MappedSignal,
+    ModelChanged,
+    ModelPayload,
+    SampleBatch,
+    SessionClosed,
+    SessionEndPayload,
+    SessionOpened,
+    SessionStartPayload,
+    SessionSummary,
+    SessionTotals,
+    StreamReading,
+    StreamRef,
+    TokensPayload,
+)
+
+EU_DECIMALS = 3
+
+
+@attrs.frozen
+class Perf:
+    """How the frame itself went. `merged` counts frames whose events were folded into a later one, `dropped_visual`
+    energy snapshots that a newer one replaced; both since the engine started."""
+
+    lateness_ms: float
+    frame_ms: float
+    queue_depth: int
+    degrade: int
+    merged: int
+    dropped_visual: int
+
+
+@attrs.frozen
+class Frame:
+    """One tick. `frame` counts composed and missed ticks; `mono_us` is the tick's deadline on the engine clock."""
+
+    frame: int
+    ts_ms: int
+    mono_us: int
+    perf: Perf
+    events: tuple[Event, ...]
+
+
+@attrs.define(eq=False)
+class _Stream:
+    ref: StreamRef
+    state: StreamEnergy
+    samples: list[EnergySample] = attrs.field(factory=list)  # since the last tick
+    energy_sum: float = 0.0
+    energies: int = 0
+    stalls: int = 0
+
+
+@attrs.define(eq=False)
+class _Session:
+    """A session as frames see it. `eu_rate` is the per-frame average of EU per second (policies/energy.yaml:
+    eu.rate_alpha)."""
+
+    params: EnergyParams
+    start_us: int
+    streams: dict[str, _Stream]
+    eu_rate: float = 0.0
+    closed: SessionClosed | None = None
+
+    def take(self, batch: SampleBatch) -> None:
+        stream = self.streams[batch.stream.stream_id]
+        stream.state = batch.state
+        stream.samples.extend(batch.samples)
+        for sample in batch.samples:
+            stream.stalls += sample.stall
+            if sample.energy is not None:
+                stream.energy_sum += sample.energy
+                stream.energies += 1
+
+
+@attrs.define(eq=False)
+class FrameState:
+    """All sessions between two ticks. `fold` takes what arrived, `compose` reads one tick out of it."""
+
+    sessions: dict[str, _Session] = attrs.field(factory=dict)
+    unknown: int = 0  # signals of sessions this state never saw open
+    _events: list[Event] = attrs.field(factory=list)
+
+    @property
+    def busy(self) -> bool:
+        """A session is active, or something is waiting to be told."""
+        return bool(self.sessions or self._events)
+
+    @property
+    def pending_samples(self) -> int:
+        return sum(len(stream.samples) for s in self.sessions.values() for stream in s.streams.values())
+
+    def fold(self, signal: MappedSignal) -> None:
+        match signal:
+            case SessionOpened():
+                self._open(signal)
+            case SampleBatch(stream=ref):
+                session = self.sessions.get(ref.session_id)
+                if session is None:
+                    self.unknown += 1
+                else:
+                    session.take(signal)
+            case ModelChanged():
+                payload = ModelPayload(signal.model, signal.state, signal.progress, signal.position, signal.reason)
+                self._events.append(Event(MODEL, signal.session_id, payload))
+            case SessionClosed():
+                self._close(signal)
+
+    def compose(self, mono_us: int, tick_us: float, queue_depth: int) -> tuple[Event, ...]:
+        """The events of the tick whose deadline is `mono_us`, `tick_us` after the one before. Order: lifecycle and
+        model events, then per session tokens, one energy.update, and the end with nothing after it."""
+        events, self._events = self._events, []
+        for session_id, session in list(self.sessions.items()):
+            events += _tokens(session_id, session)
+            if session.closed is None:
+                events.append(_energy(session_id, session, mono_us, tick_us, queue_depth))
+                continue
+            end_us = max(mono_us, session.closed.at_us)
+            events.append(_energy(session_id, session, end_us, tick_us, queue_depth))
+            events.append(Event(SESSION_END, session_id, _end(session, session.closed)))
+            del self.sessions[session_id]
+        for session in self.sessions.values():
+            for stream in session.streams.values():
+                stream.samples.clear()
+        return tuple(events)
+
+    def _open(self, opened: SessionOpened) -> None:
+        payload = SessionStartPayload(
+            mode=opened.mode,
+            models=tuple(ref.model for ref in opened.streams),
+            dropped_models=opened.dropped_models,
+            parameters=opened.parameters,
+            energy_params=opened.energy_params,
+            origin=opened.origin,
+            synthetic=opened.synthetic,
+            streams=opened.streams,
+            start_us=opened.at_us,
+        )
+        self._events.append(Event(SESSION_START, opened.session_id, payload))
+        self.sessions[opened.session_id] = _Session(
+            params=opened.energy_params,
+            start_us=opened.at_us,
+            streams={ref.stream_id: _Stream(ref, StreamEnergy(Phase.CHARGING, opened.at_us)) for ref in opened.streams},
+        )
+
+    def _close(self, closed: SessionClosed) -> None:
+        session = self.sessions.get(closed.session_id)
+        if session is None:  # its state went with a crash: the end is told with what the session itself counted
+            self.unknown += 1
+            self._events.append(Event(SESSION_END, closed.session_id, _end(None, closed)))
+            return
+        session.closed = closed
+        for stream in session.streams.values():
+            stream.state = attrs.evolve(stream.state, phase=Phase.DRAINED, end_us=closed.at_us)
+
+
+def _tokens(session_id: str, session: _Session) -> list[Event]:
+    return [
+        Event(TOKEN, session_id, TokensPayload(s.ref.stream_id, s.ref.model, tuple(s.samples)))
+        for s in session.streams.values()
+        if s.samples
+    ]
+
+
+def _energy(session_id: str, session: _Session, mono_us: int, tick_us: float, queue_depth: int) -> Event:
+    streams = session.streams.values()
+    frame_micro = sum(sample.eu_micro for s in streams for sample in s.samples)
+    alpha = session.params.eu_rate_alpha
+    session.eu_rate = alpha * frame_micro / tick_us + (1 - alpha) * session.eu_rate  # µEU per µs = EU per s
+    payload = EnergyUpdatePayload(
+        tokens=sum(len(s.samples) for s in streams),
+        eu_frame=round(frame_micro / MICRO, EU_DECIMALS),
+        eu_total=round(sum(s.state.eu_micro for s in streams) / MICRO, EU_DECIMALS),
+        eu_rate=round(session.eu_rate, EU_DECIMALS),
+        streams=tuple(_reading(s, session.params, mono_us, queue_depth) for s in streams),
+    )
+    return Event(ENERGY_UPDATE, session_id, payload)
+
+
+def _reading(stream: _Stream, params: EnergyParams, mono_us: int, queue_depth: int) -> StreamReading:
+    state, now = stream.state, read(stream.state, mono_us, params)
+    return StreamReading(
+        stream_id=stream.ref.stream_id,
+        model=stream.ref.model,
+        state=now.phase,
+        energy=now.energy,
+        energy_base=state.energy_base,
+        tps=now.tps,
+        delta_ms=None if state.delta_us is None else state.delta_us / 1000,
+        silence_ms=now.silence_ms,
+        certainty=state.uncertainty.certainty,
+        entropy_bits=state.uncertainty.entropy_bits,
+        tail_mass=state.uncertainty.tail_mass,
+        stall=now.stall,
+        burst=state.burst,
+        throttled=state.throttled,
+        tokens=state.tokens,
+        queue_depth=queue_depth,
+    )
+
+
+def _end(session: _Session | None, closed: SessionClosed) -> SessionEndPayload:
+    streams = [] if session is None else list(session.streams.values())
+    energies = sum(s.energies for s in streams)
+    seconds = 0.0 if closed.ttft_ms is None else (closed.duration_ms - closed.ttft_ms) / 1000
+    return SessionEndPayload(
+        reason=closed.reason,
+        error=closed.error,
+        totals=SessionTotals(
+            tokens=closed.tokens,
+            eu=None if session is None else round(sum(s.state.eu_micro for s in streams) / MICRO, EU_DECIMALS),
+            eval_count=closed.eval_count,
+            prompt_tokens=closed.prompt_tokens,
+            prompt_tokens_dropped=closed.prompt_tokens_dropped,
+        ),
+        ttft_ms=closed.ttft_ms,
+        duration_ms=closed.duration_ms,
+        stop_latency_ms=closed.stop_latency_ms,
+        summary=SessionSummary(
+            start_us=None if session is None else session.start_us,
+            end_us=closed.at_us,
+            tps_average=(closed.tokens - 1) / seconds if closed.tokens >= 2 and seconds > 0 else None,
+            energy_mean=sum(s.energy_sum for s in streams) / energies if energies else None,
+            stalls=sum(s.stalls for s in streams),
+            cold=closed.cold,
+        ),
+    )

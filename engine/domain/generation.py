@@ -1,0 +1,188 @@
+"""One generation, from the request to the last token; and `Runtime`, the one thing every model server must be.
+
+Times are integer microseconds on the engine clock (monotonic, zero when the engine started). Log-probabilities are
+natural logarithms and ≤ 0. Text is what the runtime reported, never changed.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Final, Protocol
+
+import attrs
+
+from engine.domain.models import Loaded, ModelInfo, Probe
+
+TOP_K: Final = 10  # entries asked of a runtime per token; the certainty formula uses these, whatever the client asked
+
+Clock = Callable[[], int]  # microseconds on the engine clock; may be called from any thread
+
+
+class Origin(enum.StrEnum):
+    """Who asked for a session."""
+
+    DASHBOARD = "dashboard"
+    API = "api"
+    OLLAMA = "ollama"
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+    SERVICE = "service"
+    SATELLITE = "satellite"
+
+
+class TokenKind(enum.StrEnum):
+    ANSWER = "answer"
+    THINKING = "thinking"
+    TOOL = "tool"
+
+
+class EndReason(enum.StrEnum):
+    """Why a session is over. FINISHED: the model ended its answer. LENGTH: max_tokens. STOP: a stop string.
+    ABORTED: someone stopped it. TRUNCATED: the runtime broke off without its terminal record."""
+
+    FINISHED = "finished"
+    LENGTH = "length"
+    STOP = "stop"
+    ABORTED = "aborted"
+    ERROR = "error"
+    TRUNCATED = "truncated"
+    SHUTDOWN = "shutdown"
+
+
+@attrs.frozen
+class Message:
+    role: str  # system | user | assistant
+    content: str
+
+
+@attrs.frozen
+class Parameters:
+    """Sampling parameters; None means the runtime's own default. Ranges: CONTRACT §3.1."""
+
+    temperature: float | None = None  # 0–2
+    top_p: float | None = None  # 0–1
+    top_k: int | None = None  # 1–100
+    max_tokens: int | None = None  # ≥ 1
+    seed: int | None = None
+    stop: tuple[str, ...] = ()  # ≤ 10
+
+
+@attrs.frozen
+class GenerationRequest:
+    """What a runtime is asked for: `model` is its own name for the model; exactly one of prompt and messages is set."""
+
+    model: str
+    prompt: str | None = None
+    messages: tuple[Message, ...] = ()
+    parameters: Parameters = attrs.field(factory=Parameters)
+    top_logprobs: int = TOP_K
+
+
+@attrs.frozen
+class TopEntry:
+    """One candidate for a position: its text and its natural log-probability."""
+
+    token: str
+    logprob: float
+
+
+@attrs.frozen
+class TokenLogprob:
+    """What the runtime reported of one generated token. `top` may be empty, shorter than asked, or unsorted."""
+
+    token: str
+    logprob: float
+    top: tuple[TopEntry, ...] = ()
+
+
+@attrs.frozen
+class GenerationEnd:
+    """The runtime's terminal record. `eval_count` is its own token count, `prompt_tokens` its prompt count, if it
+    said so. `prompt_tokens_dropped` > 0 means that it cut the prompt."""
+
+    reason: EndReason
+    prompt_tokens: int | None = None
+    eval_count: int | None = None
+    prompt_tokens_dropped: int = 0
+
+
+@attrs.frozen
+class Chunk:
+    """One record of a runtime's stream: zero or more tokens, and perhaps the end.
+
+    A chunk is not a token: `logprobs` has one entry per token the runtime reported for it (none: count it as one token
+    if it has text). `t_us` is the arrival, stamped when the bytes were read and before any queue. `raw` is the record
+    verbatim where there is a wire.
+    """
+
+    text: str
+    t_us: int
+    kind: TokenKind = TokenKind.ANSWER
+    logprobs: tuple[TokenLogprob, ...] = ()
+    end: GenerationEnd | None = None
+    raw: bytes = b""
+
+
+@attrs.frozen
+class Token:
+    """One token of one stream.
+
+    `position` counts tokens from 0, `offset` is the UTF-8 byte offset of `text` within the stream's text of the same
+    kind. `delta_us` is the time since the previous token of the stream (None for the first; 0 with `coalesced` when it
+    shared a chunk). `throttled`: our own queue was full before it, so its timing says nothing about the model.
+    """
+
+    text: str
+    kind: TokenKind
+    position: int
+    offset: int
+    t_us: int
+    delta_us: int | None
+    logprob: float | None = None
+    top: tuple[TopEntry, ...] = ()
+    coalesced: bool = False
+    throttled: bool = False
+
+
+class Runtime(Protocol):
+    """A model server, or something that acts like one. One module per wire dialect implements it; there is no base
+    class.
+
+    All calls raise only errors of the `RuntimeFault` branch or `ModelNotFound`, and all can be cancelled at any time.
+    """
+
+    @property
+    def name(self) -> str:
+        """How config and the API call it, e.g. `ollama`, `embedded`."""
+
+    @property
+    def kind(self) -> str:
+        """The dialect: `ollama`, `openai`, `llama_cpp`, `embedded`, `synthetic`."""
+
+    @property
+    def url(self) -> str | None:
+        """Where it listens; None when it runs in this process."""
+
+    @property
+    def local(self) -> bool:
+        """False when prompts leave the machine."""
+
+    async def probe(self) -> Probe:
+        """Is it there? Never raises; answers within 2 s and touches no model."""
+
+    async def list_models(self) -> tuple[ModelInfo, ...]:
+        """The models it could run now."""
+
+    async def load(self, model: str) -> Loaded:
+        """Bring `model` into memory. Loading a loaded model is quick and harmless."""
+
+    async def unload(self, model: str) -> int:
+        """Take `model` out of memory; the bytes freed (0 when it was not loaded)."""
+
+    def generate(self, request: GenerationRequest) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
+        """Stream an answer. The iterator ends after the chunk that carries `end`; ending without one means truncated.
+
+        Leaving the context (also by cancellation) stops the runtime before it returns.
+        """

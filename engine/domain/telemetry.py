@@ -1,0 +1,121 @@
+"""What `/stats` and `/models` report: running figures folded from the same signals the frames are made of.
+
+Percentiles come from the last 512 values (nearest rank). A figure nothing was measured for is null.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from typing import Final
+
+import attrs
+
+from engine.domain.events import MappedSignal, SampleBatch, SessionClosed, SessionOpened
+
+RECENT_MAX: Final = 512
+FPS_WINDOW_US: Final = 1_000_000
+MODELS_MAX: Final = 256  # figures are kept for so many models; the longest unused one goes first
+
+
+def percentile(values: Iterable[float], percent: float) -> float | None:
+    """Nearest-rank percentile; null for no values."""
+    ordered = sorted(values)
+    if not ordered:
+        return None
+    return ordered[max(0, math.ceil(percent / 100 * len(ordered)) - 1)]
+
+
+def _recent() -> deque[float]:
+    return deque(maxlen=RECENT_MAX)
+
+
+@attrs.define(eq=False)
+class ModelFigures:
+    """`tps_average` is over whole answers (tokens after the first / time after the first)."""
+
+    tps_current: float | None = None
+    active_sessions: int = 0
+    sessions: int = 0
+    total_tokens: int = 0
+    eu_micro: int = 0
+    streamed_ms: float = 0.0
+    streamed_tokens: int = 0
+    ttft_cold_ms: float | None = None  # the last one that had to load the model
+    ttft_warm_ms: float | None = None
+    ttft_ms: deque[float] = attrs.field(factory=_recent)
+
+    @property
+    def tps_average(self) -> float | None:
+        return self.streamed_tokens * 1000 / self.streamed_ms if self.streamed_ms > 0 else None
+
+    @property
+    def eu_rate(self) -> float | None:
+        """EU per second of streaming."""
+        return self.eu_micro / 1000 / self.streamed_ms if self.streamed_ms > 0 else None
+
+
+@attrs.define(eq=False)
+class Telemetry:
+    """Written by the composer alone; anybody may read it between two awaits."""
+
+    models: dict[str, ModelFigures] = attrs.field(factory=dict)
+    lateness_ms: deque[float] = attrs.field(factory=_recent)
+    frame_ms: deque[float] = attrs.field(factory=_recent)
+    sessions_total: int = 0
+    ended: dict[str, int] = attrs.field(factory=dict)  # by reason
+    _ticks_us: deque[int] = attrs.field(factory=lambda: deque(maxlen=RECENT_MAX))
+    _running: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
+
+    def observe(self, signal: MappedSignal) -> None:
+        match signal:
+            case SessionOpened():
+                self.sessions_total += 1
+                self._running[signal.session_id] = tuple(ref.model for ref in signal.streams)
+                for ref in signal.streams:
+                    figures = self._figures(ref.model)
+                    figures.active_sessions += 1
+                    figures.sessions += 1
+            case SampleBatch():
+                figures = self._figures(signal.stream.model)
+                figures.total_tokens += len(signal.samples)
+                figures.eu_micro += sum(sample.eu_micro for sample in signal.samples)
+                figures.tps_current = signal.state.tps
+            case SessionClosed():
+                self._close(signal)
+
+    def tick(self, deadline_us: int, lateness_ms: float, frame_ms: float, busy: bool) -> None:
+        """Lateness counts only while frames are due at full rate."""
+        self._ticks_us.append(deadline_us)
+        if busy:
+            self.lateness_ms.append(lateness_ms)
+            self.frame_ms.append(frame_ms)
+
+    def fps(self, now_us: int) -> float:
+        """Frames composed in the last second."""
+        return float(sum(1 for at in self._ticks_us if now_us - FPS_WINDOW_US < at <= now_us))
+
+    def _figures(self, model: str) -> ModelFigures:
+        figures = self.models.pop(model, None) or ModelFigures()
+        self.models[model] = figures  # last used last
+        while len(self.models) > MODELS_MAX:
+            self.models.pop(next(iter(self.models)))
+        return figures
+
+    def _close(self, closed: SessionClosed) -> None:
+        self.ended[closed.reason] = self.ended.get(closed.reason, 0) + 1
+        for model in self._running.pop(closed.session_id, ()):
+            figures = self._figures(model)
+            figures.active_sessions -= 1
+            figures.tps_current = None
+            if closed.ttft_ms is None:
+                continue
+            figures.ttft_ms.append(closed.ttft_ms)
+            if closed.cold:
+                figures.ttft_cold_ms = closed.ttft_ms
+            else:
+                figures.ttft_warm_ms = closed.ttft_ms
+            if closed.tokens >= 2:
+                figures.streamed_tokens += closed.tokens - 1
+                figures.streamed_ms += closed.duration_ms - closed.ttft_ms

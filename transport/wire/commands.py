@@ -1,0 +1,103 @@
+"""What a WebSocket client may say (CONTRACT §4), decoded typed; and subscriptions, which are pure matching."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Final
+
+import attrs
+import msgspec
+
+from engine.domain.errors import InvalidRequest
+
+PATTERNS_MAX: Final = 32
+ID_CHARS_MAX: Final = 64
+_PATTERN: Final = re.compile(r"\*|[a-z_]{1,32}\.(?:\*|[a-z_]{1,48})")
+
+Pattern = Annotated[str, msgspec.Meta(max_length=81)]
+Patterns = Annotated[list[Pattern], msgspec.Meta(max_length=PATTERNS_MAX)]
+Id = Annotated[str, msgspec.Meta(max_length=ID_CHARS_MAX)]
+RateHz = Annotated[float, msgspec.Meta(ge=1, le=60)]
+
+
+class Subscribe(msgspec.Struct, tag="subscribe", forbid_unknown_fields=True):
+    """Add patterns. The first one after connecting replaces the default (`*`). Given `session_id`, `rate_hz` and `top`
+    replace the connection's."""
+
+    patterns: Patterns = []
+    session_id: Annotated[str, msgspec.Meta(max_length=64)] | None | msgspec.UnsetType = msgspec.UNSET
+    rate_hz: RateHz | msgspec.UnsetType = msgspec.UNSET
+    top: bool | msgspec.UnsetType = msgspec.UNSET
+    id: Id | None = None
+
+
+class Unsubscribe(msgspec.Struct, tag="unsubscribe", forbid_unknown_fields=True):
+    """Remove patterns, exactly as they stand in the set."""
+
+    patterns: Patterns
+    id: Id | None = None
+
+
+class Ping(msgspec.Struct, tag="ping", forbid_unknown_fields=True):
+    id: Id | None = None
+
+
+class Resync(msgspec.Struct, tag="resync", forbid_unknown_fields=True):
+    id: Id | None = None
+
+
+Command = Subscribe | Unsubscribe | Ping | Resync
+COMMANDS: Final = ("subscribe", "unsubscribe", "ping", "resync")
+_decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+
+
+def parse_command(message: bytes) -> Command:
+    """A client message as a command. Raises InvalidRequest that says what is wrong, without repeating the message."""
+    try:
+        command = _decoder.decode(message)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        reason = str(error) if isinstance(error, msgspec.ValidationError) else "the message is not a JSON object"
+        raise InvalidRequest(f"bad message: {printable(reason)}", commands=list(COMMANDS)) from None
+    if isinstance(command, Subscribe | Unsubscribe):
+        for pattern in command.patterns:
+            if not _PATTERN.fullmatch(pattern):
+                raise InvalidRequest("bad pattern: use an exact type, `channel.*` or `*`")
+    return command
+
+
+def printable(text: str, chars_max: int = 300) -> str:
+    """Text that may come from outside, safe to show: control characters out, length capped."""
+    return "".join(ch if ch.isprintable() else "?" for ch in text[:chars_max])
+
+
+@attrs.frozen
+class Subscription:
+    """What a connection wants to see. Equal subscriptions share their encoded frames."""
+
+    patterns: frozenset[str] = frozenset({"*"})
+    session_id: str | None = None
+    top: bool = False
+    explicit: bool = attrs.field(default=False, eq=False)
+
+    def wants(self, type_: str, session_id: str | None) -> bool:
+        """`session_id` filters events of sessions; events of no session always pass it."""
+        if self.session_id is not None and session_id is not None and session_id != self.session_id:
+            return False
+        channel = type_.partition(".")[0]
+        return "*" in self.patterns or type_ in self.patterns or f"{channel}.*" in self.patterns
+
+    def changed(self, command: Subscribe | Unsubscribe) -> Subscription:
+        """The subscription after `command`. Raises InvalidRequest when it would hold too many patterns."""
+        if isinstance(command, Unsubscribe):
+            return attrs.evolve(self, patterns=self.patterns - set(command.patterns), explicit=True)
+        patterns = self.patterns
+        if command.patterns:
+            patterns = (self.patterns if self.explicit else frozenset()) | set(command.patterns)
+        if len(patterns) > PATTERNS_MAX:
+            raise InvalidRequest(f"at most {PATTERNS_MAX} patterns per connection", limit=PATTERNS_MAX)
+        return Subscription(
+            patterns=patterns,
+            session_id=self.session_id if command.session_id is msgspec.UNSET else command.session_id,
+            top=self.top if command.top is msgspec.UNSET else command.top,
+            explicit=self.explicit or bool(command.patterns),
+        )

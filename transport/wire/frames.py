@@ -1,0 +1,142 @@
+"""Frames and events as bytes (CONTRACT §4). Every event is encoded at most twice (with and without top-K lists),
+whatever the number of clients; frames are put together from these pieces."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+
+from engine.domain.energy import EnergySample
+from engine.domain.events import Event, TokensPayload
+from engine.domain.frames import Frame
+
+SCHEMA_VERSION: Final = "1.0"
+SCHEMA_VERSIONS: Final = ("1.0",)
+
+_OPCODE_TEXT: Final = 0x81  # FIN + text (RFC 6455 §5.2); a server's frames are not masked
+
+_encoder = msgspec.json.Encoder()
+
+
+class TokenItem(msgspec.Struct, gc=False):
+    """One token of `experience.token`. `top` is absent unless subscribed with it; log-probabilities are natural
+    logs."""
+
+    text: str
+    kind: str
+    position: int
+    offset: int
+    t_us: int
+    delta_ms: float | None
+    logprob: float | None
+    energy: float | None
+    energy_base: float | None
+    coalesced: bool
+    throttled: bool
+    top: list[TopItem] | msgspec.UnsetType = msgspec.UNSET
+
+
+class TopItem(msgspec.Struct, gc=False):
+    token: str
+    logprob: float | None  # null: the runtime reported minus infinity
+
+
+class TokenEventPayload(msgspec.Struct, gc=False):
+    stream_id: str
+    model: str
+    tokens: list[TokenItem]
+
+
+class EventItem(msgspec.Struct, gc=False):
+    type: str
+    session_id: str | None
+    payload: Any
+
+
+class EventLine(msgspec.Struct, gc=False):
+    """One line of NDJSON, or one `data:` of SSE: an event outside a frame, with the stamps of the frame it was in."""
+
+    v: str
+    ts_ms: int
+    mono_ms: float
+    type: str
+    session_id: str | None
+    payload: Any
+
+
+def finite(value: float | None) -> float | None:
+    """JSON has no infinities: what is not finite goes out as null."""
+    return value if value is not None and value - value == 0.0 else None
+
+
+def _token(sample: EnergySample, with_top: bool) -> TokenItem:
+    token = sample.token
+    item = TokenItem(
+        text=token.text,
+        kind=token.kind,
+        position=token.position,
+        offset=token.offset,
+        t_us=token.t_us,
+        delta_ms=None if token.delta_us is None else token.delta_us / 1000,
+        logprob=finite(token.logprob),
+        energy=sample.energy,
+        energy_base=sample.energy_base,
+        coalesced=token.coalesced,
+        throttled=token.throttled,
+    )
+    if with_top:
+        item.top = [TopItem(entry.token, finite(entry.logprob)) for entry in token.top]
+    return item
+
+
+def encode_payload(event: Event, with_top: bool) -> bytes:
+    payload: Any = event.payload
+    if isinstance(payload, TokensPayload):
+        tokens = [_token(sample, with_top) for sample in payload.samples]
+        payload = TokenEventPayload(payload.stream_id, payload.model, tokens)
+    return _encoder.encode(payload)
+
+
+def encode_event(event: Event, payload: bytes) -> bytes:
+    """`{"type","session_id","payload"}` around an encoded payload."""
+    return _encoder.encode(EventItem(event.type, event.session_id, msgspec.Raw(payload)))
+
+
+def encode_line(event: Event, payload: bytes, ts_ms: int, mono_ms: float) -> bytes:
+    return _encoder.encode(
+        EventLine(SCHEMA_VERSION, ts_ms, mono_ms, event.type, event.session_id, msgspec.Raw(payload))
+    )
+
+
+def encode_frame(frame: Frame, events: Iterable[bytes]) -> bytes:
+    """A frame message with already encoded events."""
+    stamps = f'"ts_ms":{frame.ts_ms},"mono_ms":{frame.mono_us / 1000!r}'
+    head = f'{{"v":"{SCHEMA_VERSION}","frame":{frame.frame},{stamps},"perf":'
+    return b"".join((head.encode(), _encoder.encode(frame.perf), b',"events":[', b",".join(events), b"]}"))
+
+
+def encode_system(type_: str, payload: Any, ts_ms: int, mono_ms: float) -> bytes:
+    """A message outside the frame sequence (`frame: null`): hello, snapshot, answers to commands."""
+    event = _encoder.encode(EventItem(type_, None, payload))
+    head = f'{{"v":"{SCHEMA_VERSION}","frame":null,"ts_ms":{ts_ms},"mono_ms":{mono_ms!r},"perf":null,"events":['
+    return b"".join((head.encode(), event, b"]}"))
+
+
+def sse(line: bytes, type_: str, id_: int) -> bytes:
+    """One Server-Sent Event. JSON text has no raw line breaks, so one `data:` is enough."""
+    return b"event: %s\nid: %d\ndata: %s\n\n" % (type_.encode(), id_, line)
+
+
+def text_frame(payload: bytes) -> bytes:
+    """`payload` as one unmasked, final WebSocket text frame."""
+    size = len(payload)
+    if size < 126:
+        head = bytes((_OPCODE_TEXT, size))
+    elif size < 1 << 16:
+        head = struct.pack("!BBH", _OPCODE_TEXT, 126, size)
+    else:
+        head = struct.pack("!BBQ", _OPCODE_TEXT, 127, size)
+    return head + payload
