@@ -1,0 +1,207 @@
+"""The actors, wired: from sessions to bytes, without any network. engine/app adds the edges; `wf run` uses it as it is.
+
+Starts bottom-up (hub, composer, mapper, pool, sessions) and ends top-down: sessions tell their end, then each stage
+drains because the one before it closed.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import attrs
+import trio
+
+from actors import composer, hub, mapper
+from actors.catalog import Catalog
+from actors.composer import FrameComposer, FrameCounter
+from actors.hub import FrameHub, HelloFacts
+from actors.kernel import Actor, FlowStats, Inlet, Outlet, mailbox
+from actors.mapper import EnergyMapper, MapperCounters
+from actors.pool import Command, ModelPool, PoolHandle, mailbox_capacity
+from actors.session import SessionTable
+from actors.stream import Timeouts
+from actors.supervise import supervise
+from engine import __version__
+from engine.domain.energy import EnergyParams
+from engine.domain.errors import InternalError
+from engine.domain.events import MappedSignal, SessionSignal
+from engine.domain.frames import Frame
+from engine.domain.generation import Clock, Runtime
+from engine.domain.telemetry import Telemetry
+from engine.settings import Settings
+from policies.admission import PoolCaps
+from policies.load import Policies
+from policies.restart import NEVER, RestartPolicy
+from policies.tiers import TierChoice
+
+STAGE_RESTARTS: Final = RestartPolicy()
+CATALOG_REFRESH_S: Final = 5.0
+CLIENT_LIMITS: Final = ("streams_max", "queued_max", "body_bytes_max")
+
+
+def wall_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+@attrs.define(eq=False)
+class Core:
+    """All actors of one engine. `run` owns their tasks; `close` lets it return."""
+
+    clock: Clock
+    boot: str
+    facts: HelloFacts
+    tick_hz: int
+    catalog: Catalog
+    pool: PoolHandle
+    sessions: SessionTable
+    hub: FrameHub
+    telemetry: Telemetry
+    frame_counter: FrameCounter
+    mapper_counters: MapperCounters
+    signals: Outlet[SessionSignal]
+    _signals_in: Inlet[SessionSignal]
+    _samples: tuple[Outlet[MappedSignal], Inlet[MappedSignal]]
+    _frames: Outlet[Frame]
+    _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+
+    @classmethod
+    def build(
+        cls,
+        runtimes: Mapping[str, Runtime],
+        clock: Clock,
+        settings: Settings,
+        policies: Policies,
+        tier: TierChoice,
+    ) -> Core:
+        """Nothing runs yet. Inside a trio run, since `clock` follows its time."""
+        limits = policies.tiers.limits(tier.tier)
+        signals, signals_in = mailbox[SessionSignal]("signals", mapper.MAILBOX_BATCHES)
+        samples = mailbox[MappedSignal]("samples", composer.MAILBOX_BATCHES)
+        frames, frames_in = mailbox[Frame]("frames", hub.MAILBOX_FRAMES)
+        caps = PoolCaps(
+            settings.limits.streams_max,
+            settings.limits.queued_max,
+            limits.max_parallel_models,
+            limits.max_loaded_models,
+        )
+        pool = _pool(caps, clock, settings.timeouts.load_s)
+        telemetry, boot = Telemetry(), secrets.token_hex(4)
+        facts = HelloFacts(
+            version=__version__,
+            boot=boot,
+            tier=tier.tier,
+            level=settings.level,
+            limits=client_limits(settings),
+            tick_hz=limits.tick_hz,
+        )
+        energy: EnergyParams = policies.energy.params(tier.tier)
+        timeouts = settings.timeouts
+        return cls(
+            clock=clock,
+            boot=boot,
+            facts=facts,
+            tick_hz=limits.tick_hz,
+            catalog=Catalog(runtimes),
+            pool=pool,
+            sessions=SessionTable(
+                pool,
+                signals,
+                clock,
+                energy,
+                Timeouts(timeouts.first_token_s, timeouts.progress_s, timeouts.load_s),
+                live_max=caps.streams_max + caps.queued_max,
+                record_ttl_s=settings.session.record_ttl_s,
+            ),
+            hub=FrameHub(
+                frames_in,
+                clock,
+                wall_ms,
+                facts,
+                telemetry,
+                pending_bytes_max=settings.ws.pending_bytes_max,
+                backlog_bytes_max=settings.session.backlog_bytes_max,
+                record_ttl_s=settings.session.record_ttl_s,
+            ),
+            telemetry=telemetry,
+            frame_counter=FrameCounter(),
+            mapper_counters=MapperCounters(),
+            signals=signals,
+            signals_in=signals_in,
+            samples=samples,
+            frames=frames,
+        )
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """All actors, until `close` has drained them. Raises RestartsExhausted when one of them is beyond help."""
+        async with trio.open_nursery() as stages:
+            await stages.start(self._stage, "hub", lambda: self.hub, NEVER, None)
+            await stages.start(self._stage, "composer", self._composer, STAGE_RESTARTS, self._frames.close)
+            await stages.start(self._stage, "mapper", self._mapper, STAGE_RESTARTS, self._samples[0].close)
+            async with trio.open_nursery() as sources:
+                await sources.start(self._stage, "pool", lambda: self.pool.pool, NEVER, None)
+                await sources.start(self._stage, "sessions", lambda: self.sessions, NEVER, None)
+                sources.start_soon(self._keep_catalog)
+                task_status.started()
+                with self._scope:
+                    await trio.sleep_forever()
+                await self.sessions.close()
+                sources.cancel_scope.cancel(reason="sessions closed")
+            self.signals.close()
+
+    def close(self) -> None:
+        """Stop the sessions, tell their ends, drain the stages; `run` returns when all is done."""
+        self._scope.cancel(reason="close")
+
+    def flows(self) -> list[FlowStats]:
+        """The mailboxes between the stages, in the order of the data."""
+        return [self.signals.flow(), self._samples[0].flow(), self._frames.flow(), self.pool.commands.flow()]
+
+    async def _stage(
+        self,
+        name: str,
+        make: Callable[[], Actor],
+        policy: RestartPolicy,
+        done: Callable[[], None] | None,
+        *,
+        task_status: trio.TaskStatus[None],
+    ) -> None:
+        """One supervised actor; when it has drained, `done` closes what it fed."""
+        await supervise(name, make, policy, on_crash=lambda _: self._lost_state(name), task_status=task_status)
+        if done is not None:
+            done()
+
+    def _lost_state(self, stage: str) -> None:
+        """A stage behind the sessions starts anew and empty: running sessions end rather than go on with a hole."""
+        self.sessions.fail_all(InternalError(f"the {stage} was restarted; this session was lost with its state"))
+
+    def _composer(self) -> Actor:
+        return FrameComposer(
+            self._samples[1], self._frames, self.clock, self.telemetry, self.frame_counter, self.tick_hz
+        )
+
+    def _mapper(self) -> Actor:
+        return EnergyMapper(self._signals_in, self._samples[0], self.mapper_counters)
+
+    async def _keep_catalog(self) -> None:
+        while True:
+            await self.catalog.refresh()
+            await trio.sleep(CATALOG_REFRESH_S)
+
+
+def client_limits(settings: Settings) -> dict[str, Any]:
+    """The limits a client can run into, as hello and bootstrap tell them."""
+    limits = {name: getattr(settings.limits, name) for name in CLIENT_LIMITS}
+    ws = settings.ws
+    return limits | {
+        "pending_bytes_max": ws.pending_bytes_max,
+        "message_bytes_max": ws.message_bytes_max,
+        "messages_per_s_max": ws.messages_per_s_max,
+    }
+
+
+def _pool(caps: PoolCaps, clock: Clock, load_timeout_s: float) -> PoolHandle:
+    commands, inlet = mailbox[Command]("pool", mailbox_capacity(caps))
+    return PoolHandle(ModelPool(inlet, commands, caps, clock, load_timeout_s), commands)

@@ -1,0 +1,127 @@
+"""A scripted runtime in virtual time: what it sends and when is a list; nothing about it is random."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import attrs
+import trio
+
+from engine.domain.errors import EngineError
+from engine.domain.generation import (
+    Chunk,
+    Clock,
+    EndReason,
+    GenerationEnd,
+    GenerationRequest,
+    TokenLogprob,
+    TopEntry,
+)
+from engine.domain.models import Capability, Loaded, ModelInfo, Probe
+
+
+@attrs.frozen
+class Say:
+    """After `after_s`, one chunk of text (with one log-probability, unless None)."""
+
+    text: str
+    after_s: float = 0.05
+    logprob: float | None = -0.5
+
+
+@attrs.frozen
+class Fail:
+    error: Exception
+    after_s: float = 0.05
+
+
+@attrs.frozen
+class End:
+    reason: EndReason = EndReason.FINISHED
+    after_s: float = 0.0
+
+
+@attrs.frozen
+class Cut:
+    """The stream just stops, without a terminal record."""
+
+
+Step = Say | Fail | End | Cut
+
+
+def words(count: int, after_s: float = 0.05) -> tuple[Step, ...]:
+    return (*(Say(f"w{i} ", after_s) for i in range(count)), End())
+
+
+@attrs.define(eq=False)
+class ScriptedRuntime:
+    """`opened` and `closed` count streams, so that a test sees that a stop really closed the upstream."""
+
+    clock: Clock
+    script: Sequence[Step] = attrs.field(factory=lambda: words(5))
+    load_s: float = 0.0
+    load_error: EngineError | None = None
+    models: tuple[str, ...] = ("a", "b", "c")
+    name: str = "scripted"
+    kind: str = "scripted"
+    url: str | None = None
+    local: bool = True
+    up: bool = True
+    opened: int = 0
+    closed: int = 0
+    loads: list[str] = attrs.field(factory=list)
+    unloads: list[str] = attrs.field(factory=list)
+    requests: list[GenerationRequest] = attrs.field(factory=list)
+
+    async def probe(self) -> Probe:
+        return Probe(self.up, None if self.up else "switched off")
+
+    async def list_models(self) -> tuple[ModelInfo, ...]:
+        return tuple(ModelInfo(m, self.name, 1000, capabilities=(Capability.COMPLETION,)) for m in self.models)
+
+    async def load(self, model: str) -> Loaded:
+        self.loads.append(model)
+        await trio.sleep(self.load_s)
+        if self.load_error is not None:
+            raise self.load_error
+        return Loaded(resident_bytes=1000, load_ms=self.load_s * 1000)
+
+    async def unload(self, model: str) -> int:
+        self.unloads.append(model)
+        await trio.sleep(0)
+        return 1000
+
+    @asynccontextmanager
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
+        self.requests.append(request)
+        self.opened += 1
+        chunks = self._chunks()
+        try:
+            yield chunks
+        finally:
+            self.closed += 1
+            await chunks.aclose()
+
+    async def _chunks(self):
+        spoken = 0
+        for step in self.script:
+            match step:
+                case Say():
+                    await trio.sleep(step.after_s)
+                    spoken += 1
+                    yield Chunk(step.text, self.clock(), logprobs=_logprobs(step))
+                case Fail():
+                    await trio.sleep(step.after_s)
+                    raise step.error
+                case End():
+                    await trio.sleep(step.after_s)
+                    yield Chunk("", self.clock(), end=GenerationEnd(step.reason, prompt_tokens=3, eval_count=spoken))
+                case Cut():
+                    return
+
+
+def _logprobs(step: Say) -> tuple[TokenLogprob, ...]:
+    if step.logprob is None:
+        return ()
+    return (TokenLogprob(step.text, step.logprob, (TopEntry(step.text, step.logprob), TopEntry("other", -2.0))),)

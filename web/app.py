@@ -1,0 +1,103 @@
+"""The HTTP application: routes, error bodies and the headers every response carries."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import Mapping
+from typing import Final
+
+from quart import Response, g, jsonify, request
+from quart_trio import QuartTrio
+from werkzeug.exceptions import HTTPException
+
+from engine.domain.errors import (
+    EngineError,
+    InternalError,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    PayloadTooLarge,
+    RequestTimeout,
+    UnsupportedMediaType,
+)
+from transport.wire.frames import SCHEMA_VERSION
+from web import generate, models, page, stats
+from web.handles import Engine
+
+REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+logger = logging.getLogger("wf.web")
+
+
+def create_app(
+    engine: Engine, assets: Mapping[str, page.Asset], *, body_bytes_max: int, body_timeout_s: float
+) -> QuartTrio:
+    """The app over a running engine. It owns nothing: stopping it stops nobody's session but those of its callers."""
+    app = QuartTrio("wf", static_folder=None)
+    app.config["MAX_CONTENT_LENGTH"] = body_bytes_max
+    app.config["BODY_TIMEOUT"] = body_timeout_s
+    app.config["RESPONSE_TIMEOUT"] = None
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    for routes in (generate.blueprint(engine), models.blueprint(engine), stats.blueprint(engine)):
+        app.register_blueprint(routes)
+    app.register_blueprint(page.blueprint(engine, assets))
+
+    @app.before_request
+    async def name_request() -> None:
+        given = request.headers.get("x-request-id", "")
+        g.request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+
+    @app.after_request
+    async def stamp(response: Response) -> Response:
+        response.headers.setdefault("x-request-id", g.get("request_id") or secrets.token_hex(8))
+        response.headers.setdefault("x-schema-version", SCHEMA_VERSION)
+        response.headers.setdefault("x-content-type-options", "nosniff")
+        response.headers.setdefault("referrer-policy", "no-referrer")
+        response.headers.setdefault("cross-origin-resource-policy", "same-origin")
+        response.headers.setdefault("cache-control", "no-store")
+        return response
+
+    @app.errorhandler(EngineError)
+    async def refused(error: EngineError) -> Response:
+        return _error(error)
+
+    @app.errorhandler(HTTPException)
+    async def http_error(error: HTTPException) -> Response:
+        return _error(_from_http(error, body_bytes_max, body_timeout_s))
+
+    @app.errorhandler(Exception)
+    async def bug(error: Exception) -> Response:
+        logger.error("request %s failed: %s", g.get("request_id"), type(error).__name__, exc_info=error)
+        return _error(InternalError("the engine failed on this request; its log has the request id"))
+
+    return app
+
+
+def _error(error: EngineError) -> Response:
+    error.details.setdefault("request_id", g.get("request_id"))
+    response: Response = jsonify(error.body())
+    response.status_code = error.status
+    if "retry_after_s" in error.details:
+        response.headers["retry-after"] = str(error.details["retry_after_s"])
+    return response
+
+
+def _from_http(error: HTTPException, body_bytes_max: int, body_timeout_s: float) -> EngineError:
+    match error.code:
+        case 404:
+            return NotFound("there is nothing at this path; GET / is the dashboard, GET /health the state")
+        case 405:
+            allowed = sorted(getattr(error, "valid_methods", None) or ())
+            return MethodNotAllowed(f"this path answers {', '.join(allowed)}", allowed=allowed)
+        case 408:
+            return RequestTimeout(f"the body did not arrive within {body_timeout_s:g} s", limit_s=body_timeout_s)
+        case 413:
+            return PayloadTooLarge(f"the body is larger than {body_bytes_max} bytes", limit_bytes=body_bytes_max)
+        case 415:
+            return UnsupportedMediaType("the body must be application/json")
+        case code if code is not None and code < 500:
+            return InvalidRequest("the request is malformed")
+        case _:
+            return InternalError("the engine failed on this request")

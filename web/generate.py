@@ -1,0 +1,133 @@
+"""`/generate`, `/stream`, `/stop`: start a session, follow its events, end it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import trio
+from quart import Blueprint, Response, request
+
+from actors.session import Session, SessionRequest
+from actors.session_log import Line
+from engine.domain.errors import InvalidRequest
+from engine.domain.generation import EndReason, GenerationRequest, Message, Origin, Parameters
+from transport.wire.frames import SCHEMA_VERSION, sse
+from web.handles import Engine
+from web.schemas import GenerateBody, StopBody, decode
+
+KEEP_ALIVE_S: Final = 15.0
+SSE_KEEP_ALIVE: Final = b": keep-alive\n\n"
+
+
+def blueprint(engine: Engine) -> Blueprint:
+    routes = Blueprint("generate", __name__)
+
+    @routes.post("/generate")
+    async def generate() -> Response | tuple[dict[str, Any], int]:
+        body = decode(await request.get_data(as_text=False), GenerateBody)
+        session = engine.sessions.start(await session_request(engine, body, _origin()))
+        if body.stream:
+            return _stream(engine, session, owner=True)
+        ws_host = request.host.rpartition(":")[0] or request.host
+        return {
+            "session_id": session.id,
+            "stream_url": f"/stream/{session.id}",
+            "ws_url": f"ws://{ws_host}:{engine.facts.ws_port()}/ws",
+            "models": [session.asked.model.name],
+            "dropped_models": list(session.asked.dropped_models),
+        }, 202
+
+    @routes.get("/stream/<session_id>")
+    async def stream(session_id: str) -> Response:
+        return _stream(engine, engine.sessions.get(session_id), owner=False)
+
+    @routes.post("/stop")
+    async def stop() -> dict[str, Any]:
+        body = decode(await request.get_data(as_text=False), StopBody)
+        report = await engine.sessions.stop(body.session_id)
+        return {
+            "success": True,
+            "state": report.state,
+            "reason": report.reason,
+            "tokens_generated": report.tokens_generated,
+            "duration_ms": report.duration_ms,
+            "stop_latency_ms": report.stop_latency_ms,
+        }
+
+    return routes
+
+
+async def session_request(engine: Engine, body: GenerateBody, origin: Origin) -> SessionRequest:
+    """The body as a session. Raises InvalidRequest, ModelNotFound."""
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequest("give exactly one of `prompt` and `messages`")
+    model = await engine.catalog.resolve(body.model)
+    asked = body.parameters
+    return SessionRequest(
+        model=model,
+        request=GenerationRequest(
+            model=model.info.name,
+            prompt=body.prompt,
+            messages=tuple(Message(m.role, m.content) for m in body.messages or ()),
+            parameters=Parameters(
+                asked.temperature, asked.top_p, asked.top_k, asked.max_tokens, asked.seed, tuple(asked.stop)
+            ),
+        ),
+        origin=origin,
+        mode=body.mode,
+    )
+
+
+def _origin() -> Origin:
+    """Pages send Sec-Fetch-Site; programs do not."""
+    return Origin.DASHBOARD if request.headers.get("sec-fetch-site") == "same-origin" else Origin.API
+
+
+def _stream(engine: Engine, session: Session, *, owner: bool) -> Response:
+    as_sse = not owner or "text/event-stream" in request.headers.get("accept", "")
+    energy = request.args.get("energy") in ("1", "true")
+    response = Response(
+        _lines(engine, session, as_sse=as_sse, energy=energy, owner=owner),
+        content_type="text/event-stream; charset=utf-8" if as_sse else "application/x-ndjson",
+        headers={"cache-control": "no-cache", "x-accel-buffering": "no", "x-wf-session": session.id},
+    )
+    response.timeout = None  # the default would cut a stream after a minute
+    return response
+
+
+async def _lines(engine: Engine, session: Session, *, as_sse: bool, energy: bool, owner: bool) -> AsyncIterator[bytes]:
+    """The session's events from its start to its end. When its owner leaves, the session is aborted."""
+    follower = engine.hub.follow(session.id, energy=energy)
+    try:
+        while True:
+            with trio.move_on_after(KEEP_ALIVE_S) as wait:
+                lines = await follower.next_lines()
+            if wait.cancelled_caught:
+                if as_sse:
+                    yield SSE_KEEP_ALIVE
+                continue
+            if lines:
+                yield b"".join(_format(line, as_sse) for line in lines)
+            elif follower.overflowed:
+                yield _format(_overflow_notice(session.id), as_sse)
+                return
+            else:
+                return
+    finally:
+        engine.hub.unfollow(session.id, follower)
+        if owner:
+            session.stop(EndReason.ABORTED)
+
+
+def _format(line: Line, as_sse: bool) -> bytes:
+    return sse(line.data, line.type, line.number) if as_sse else line.data + b"\n"
+
+
+def _overflow_notice(session_id: str) -> Line:
+    """The reader was too slow; said before the stream is cut, so that nobody takes it for the end."""
+    data = (
+        f'{{"v":"{SCHEMA_VERSION}","type":"system.error","session_id":"{session_id}","payload":'
+        '{"code":"OVERLOADED","message":"this reader was too slow and is cut off","retryable":true,"details":{}}}'
+    )
+    return Line(0, "system.error", data.encode())

@@ -1,0 +1,362 @@
+"""HTTP on hypercorn and quart-trio, behind our own accept loop, with what those libraries need guarded.
+
+hypercorn as it comes dies of one request (a WebSocket upgrade with a byte above 127), speaks h2c unasked and leaves
+connections open for ever when the app ended badly; quart-trio cancels itself inside the last send, so that the server
+never gets to close. Both are pinned exactly, because what is subclassed here was never promised to stay.
+
+    Acceptor → HttpConnection (hypercorn's TCPServer) → Http1Protocol (its H11Protocol) → Gate → the app
+
+The limits on bodies are the app's own (MAX_CONTENT_LENGTH, BODY_TIMEOUT). hypercorn's `read_timeout` stays off: it
+takes a client that listens to a stream for an idle one.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, Final, cast
+
+import attrs
+import h11
+import msgspec
+import trio
+from hypercorn.config import Config
+from hypercorn.events import Closed
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.trio.task_group import TaskGroup
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import parse_socket_addr
+from quart_trio import QuartTrio
+
+from engine.domain.errors import EngineError, InternalError, InvalidRequest, Overloaded
+from policies.access import AccessRules, RequestHead, check
+from transport.listen import Acceptor, DeadlineStream, ListenCounters, ListenLimits, describe
+from transport.wire.frames import SCHEMA_VERSION
+
+REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+ALWAYS_ANSWERED: Final = ("GET", "/health")  # also when every connection is taken
+RETRY_AFTER_S: Final = 1
+HEADER_LINE_BYTES: Final = 4  # ": " and CRLF, which h11 does not count
+
+Headers = list[tuple[bytes, bytes]]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+Send = Callable[[dict[str, Any]], Awaitable[None]]
+AsgiApp = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
+
+logger = logging.getLogger("wf.http")
+
+
+@attrs.frozen
+class HttpLimits:
+    """`head_s`: a request head must be complete within this; also how long an idle connection is kept. `linger_s`: how
+    long a closed connection is still read from, so that the last answer arrives."""
+
+    listen: ListenLimits = attrs.field(factory=ListenLimits)
+    head_s: float = 5.0
+    head_bytes_max: int = 16 * 1024
+    headers_max: int = 100
+    linger_s: float = 1.0
+
+
+@attrs.define(eq=False)
+class HttpCounters:
+    """`refused` counts the refusals made here by error code; `malformed` those made below, by HTTP status."""
+
+    listen: ListenCounters = attrs.field(factory=ListenCounters)
+    requests: int = 0
+    crashed: int = 0  # requests whose handler failed
+    refused: dict[str, int] = attrs.field(factory=dict)
+    malformed: dict[int, int] = attrs.field(factory=dict)
+
+
+@attrs.define(eq=False)
+class HttpServer:
+    """The app on one listener. `run` serves until `stop_accepting`, or until cancelled."""
+
+    app: QuartTrio
+    listener: trio.abc.Listener[trio.SocketStream] | trio.abc.Listener[trio.abc.HalfCloseableStream]
+    rules: AccessRules
+    limits: HttpLimits = attrs.field(factory=HttpLimits)
+    counters: HttpCounters = attrs.field(factory=HttpCounters)
+    _acceptor: Acceptor = attrs.field(init=False)
+    _context: WorkerContext = attrs.field(init=False, factory=lambda: WorkerContext(None))
+
+    def __attrs_post_init__(self) -> None:
+        self._acceptor = Acceptor(self.listener, self.handle, self.limits.listen, self.counters.listen)
+
+    def stop_accepting(self) -> None:
+        """Close the listener and the idle connections; running responses get `drain_s`, then `run` returns."""
+        self._acceptor.stop_accepting()
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Start the app, serve, stop the app. Cancelled: every connection is reset at once."""
+        async with _lifespan(self.app), trio.open_nursery() as nursery:
+            nursery.start_soon(self._close_idle_when_draining)
+            await self._acceptor.run(task_status=task_status)
+            nursery.cancel_scope.cancel()
+
+    async def handle(self, stream: DeadlineStream, overflow: bool) -> None:
+        """One connection; `overflow` ones are told to come back later."""
+        gate = Gate(self.app, self.rules, self.counters, self.limits.listen.write_timeout_s, overflow)
+        await HttpConnection(gate, self.limits, self.counters, self._context, stream).run()
+
+    async def _close_idle_when_draining(self) -> None:
+        await self._acceptor.draining.wait()
+        await self._context.terminated.set()
+
+
+@asynccontextmanager
+async def _lifespan(app: QuartTrio) -> AsyncIterator[None]:
+    """What quart-trio's own lifespan does: background tasks get a nursery, startup and shutdown functions are run."""
+    async with trio.open_nursery() as nursery:
+        app.nursery = nursery
+        await app.startup()
+        try:
+            yield
+        finally:
+            await app.shutdown()  # gives background tasks BACKGROUND_TASK_SHUTDOWN_TIMEOUT
+
+
+class HttpConnection(TCPServer):
+    """hypercorn's connection over a DeadlineStream. Closing is ours: end every task of the connection, say that nothing
+    more comes, and read on for a moment. hypercorn waits for its reader, which a full queue can keep for ever."""
+
+    def __init__(
+        self,
+        gate: Gate,
+        limits: HttpLimits,
+        counters: HttpCounters,
+        context: WorkerContext,
+        stream: DeadlineStream,
+    ) -> None:
+        super().__init__(partial(_serve_asgi, gate), _config(limits), context, {}, cast("Any", stream))
+        self.limits = limits
+        self.counters = counters
+        self._deadline_stream = stream
+        self._tasks = trio.CancelScope()
+
+    async def run(self) -> None:
+        with self._tasks:
+            async with TaskGroup() as group:
+                self._task_group = group
+                self.protocol = cast("Any", Http1Protocol(self, *_addresses(self._deadline_stream)))
+                await self.idle_task.restart(group, self._idle_timeout)
+                await self._read_data()
+                await self.idle_task.stop()  # the peer is gone: nothing to wait for but the app
+        await self._deadline_stream.finish(self.limits.linger_s)
+
+    async def _close(self) -> None:
+        self._tasks.cancel()
+
+    async def _initiate_server_close(self) -> None:
+        await self.protocol.handle(Closed())
+        await self._close()
+
+
+class Http1Protocol(H11Protocol):
+    """HTTP/1.1 and 1.0 only. No WebSocket, no h2c, no HTTP/2; nothing that two parsers could read in two ways."""
+
+    def __init__(
+        self,
+        connection: HttpConnection,
+        client: tuple[str, int] | None,
+        server: tuple[str, int] | None,
+    ) -> None:
+        super().__init__(
+            connection.app,
+            connection.config,
+            connection.context,
+            connection._task_group,
+            ConnectionState({}),
+            False,
+            client,
+            server,
+            connection.protocol_send,
+        )
+        self.limits = connection.limits
+        self.counters = connection.counters
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        """hypercorn switches to h2c or HTTP/2 here. We never do."""
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        status = refuse_head(request, self.limits)
+        if status is None:
+            await super()._create_stream(request)
+            return
+        await self._send_error_response(status)
+        await self.send(Closed())
+
+    async def _send_error_response(self, status_code: int) -> None:
+        """Without a body in hypercorn; in our shape here, as every other error."""
+        self.counters.malformed[status_code] = self.counters.malformed.get(status_code, 0) + 1
+        error = InvalidRequest("the HTTP request is malformed, or too large, or not HTTP/1.1")
+        headers, body = error_response(error, secrets.token_hex(8))
+        headers += [(b"connection", b"close"), *self.config.response_headers("h11")]
+        await self._send_h11_event(h11.Response(status_code=status_code, headers=headers))
+        await self._send_h11_event(h11.Data(data=body))
+        await self._send_h11_event(h11.EndOfMessage())
+
+
+def refuse_head(request: h11.Request, limits: HttpLimits) -> int | None:
+    """The status for a head that is legal to h11 and still not welcome; None for a good one."""
+    headers = list(request.headers)
+    size = len(request.target) + sum(len(name) + len(value) + HEADER_LINE_BYTES for name, value in headers)
+    if size > limits.head_bytes_max or len(headers) > limits.headers_max:
+        return 431
+    names = {name for name, _ in headers}
+    if request.http_version not in (b"1.1", b"1.0"):
+        return 505
+    ambiguous = b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0")
+    if ambiguous or b"upgrade" in names or not request.target.startswith(b"/"):
+        return 400
+    return None
+
+
+@attrs.define(eq=False)
+class Gate:
+    """An ASGI layer around the app: who may call, what is said when there is no room, one id for every request, and an
+    answer when the app itself failed."""
+
+    app: AsgiApp | QuartTrio
+    rules: AccessRules
+    counters: HttpCounters
+    write_timeout_s: float
+    overflow: bool = False
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        self.counters.requests += 1
+        head = RequestHead(scope["method"], scope["raw_path"], tuple(scope["headers"]))
+        answer = _Answer(send, _request_id(head), self.write_timeout_s, close=self.overflow)
+        # The app takes the id from the header, so that its log, its error bodies and the response agree.
+        own = [(name, value) for name, value in head.headers if name != b"x-request-id"]
+        scope["headers"] = [*own, (b"x-request-id", answer.request_id.encode("ascii"))]
+        error = check(self.rules, head) or self._no_room(scope)
+        if error is not None:
+            self.counters.refused[error.code] = self.counters.refused.get(error.code, 0) + 1
+            await answer.refuse(error, receive)
+            return
+        failed = False
+        try:
+            await self.app(scope, receive, answer.send)  # type: ignore[arg-type]
+        except* Exception as group:
+            self.counters.crashed += 1
+            logger.error("request %s failed: %s", answer.request_id, describe(group))
+            failed = True
+        if failed and not answer.started:  # once started, the missing end of the body tells the client
+            await answer.refuse(InternalError("the engine failed on this request; its log has the request id"), receive)
+
+    def _no_room(self, scope: dict[str, Any]) -> EngineError | None:
+        if not self.overflow or (scope["method"], scope["path"]) == ALWAYS_ANSWERED:
+            return None
+        return Overloaded("all connections are taken", retry_after_s=RETRY_AFTER_S)
+
+
+@attrs.define(eq=False)
+class _Answer:
+    """The way back for one request."""
+
+    _send: Send
+    request_id: str
+    _write_timeout_s: float
+    close: bool
+    started: bool = False
+
+    async def send(self, message: dict[str, Any]) -> None:
+        if message["type"] == "http.response.start":
+            headers = message["headers"] = list(message.get("headers", ()))
+            _set_default(headers, b"x-request-id", self.request_id.encode("ascii"))
+            _set_default(headers, b"x-schema-version", SCHEMA_VERSION.encode("ascii"))
+            if self.close:
+                headers.append((b"connection", b"close"))
+            await self._send(message)
+            self.started = True
+        elif message.get("more_body", False):
+            await self._send(message)
+        else:
+            # This send tells the app's own reader "disconnected", and quart-trio then cancels us inside of it.
+            with trio.move_on_after(self._write_timeout_s, shield=True):
+                await self._send(message)
+
+    async def refuse(self, error: EngineError, receive: Receive) -> None:
+        """Answer instead of the app, which also means: take the body off hypercorn's queue, or it stands still."""
+        headers, body = error_response(error, self.request_id)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_discard, receive)
+            await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
+            await self.send({"type": "http.response.body", "body": body})
+            nursery.cancel_scope.cancel()
+
+
+def error_response(error: EngineError, request_id: str) -> tuple[Headers, bytes]:
+    """Headers and body of the native error shape."""
+    error.details.setdefault("request_id", request_id)
+    body = msgspec.json.encode(error.body())
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode("ascii")),
+        (b"cache-control", b"no-store"),
+        (b"x-content-type-options", b"nosniff"),
+        (b"x-schema-version", SCHEMA_VERSION.encode("ascii")),
+        (b"x-request-id", request_id.encode("ascii")),
+    ]
+    if error.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if "retry_after_s" in error.details:
+        headers.append((b"retry-after", str(error.details["retry_after_s"]).encode("ascii")))
+    return headers, body
+
+
+def _config(limits: HttpLimits) -> Config:
+    """hypercorn's settings; all of its own logging is off, since it writes heads and tracebacks."""
+    config = Config()
+    config.accesslog = config.errorlog = None
+    config.include_server_header = False
+    config.h11_max_incomplete_size = limits.head_bytes_max
+    config.keep_alive_timeout = limits.head_s
+    config.read_timeout = None
+    return config
+
+
+def _addresses(stream: DeadlineStream) -> tuple[tuple[str, int] | None, tuple[str, int] | None]:
+    """Both ends of the connection as ASGI names them; None where there is no socket."""
+    if stream.socket is None:
+        return None, None
+    sock = stream.socket
+    try:
+        peer = sock.getpeername()
+    except OSError:  # gone already
+        return None, None
+    return parse_socket_addr(sock.family, peer), parse_socket_addr(sock.family, sock.getsockname())
+
+
+async def _serve_asgi(gate: Gate, scope: Any, receive: Any, send: Any, sync_spawn: Any, call_soon: Any) -> None:
+    """hypercorn hands an app two helpers for threads besides; nothing here uses them."""
+    await gate(scope, receive, send)
+
+
+async def _discard(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _request_id(head: RequestHead) -> str:
+    given = [value for name, value in head.headers if name == b"x-request-id"]
+    if len(given) == 1 and REQUEST_ID.fullmatch(given[0]):
+        return given[0].decode("ascii")
+    return secrets.token_hex(8)
+
+
+def _set_default(headers: Headers, name: bytes, value: bytes) -> None:
+    if not _has(headers, name):
+        headers.append((name, value))
+
+
+def _has(headers: Collection[tuple[bytes, bytes]], name: bytes) -> bool:
+    return any(key.lower() == name for key, _ in headers)

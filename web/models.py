@@ -1,0 +1,91 @@
+"""`/models`: what can be asked, what is in memory, and moving models in and out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quart import Blueprint, request
+
+from actors.catalog import ModelRef
+from engine.domain.events import ModelChanged
+from engine.domain.generation import GenerationRequest, Parameters
+from engine.domain.models import ModelState
+from web.handles import Engine
+from web.schemas import LoadBody, UnloadBody, decode
+
+
+def blueprint(engine: Engine) -> Blueprint:
+    routes = Blueprint("models", __name__)
+
+    @routes.get("/models")
+    async def models() -> dict[str, Any]:
+        await engine.catalog.refresh()
+        facts = engine.facts
+        return {
+            "models": [model_entry(engine, model) for model in engine.catalog.models],
+            "virtual": [],
+            "memory": {
+                "ram_total_bytes": facts.ram_total_bytes,
+                "ram_budget_bytes": facts.ram_budget_bytes,
+                "vram_budget_bytes": facts.vram_budget_bytes,
+                "used_bytes": engine.pool.pool.resident_bytes,
+            },
+            "tier": facts.tier,
+        }
+
+    @routes.post("/models/load")
+    async def load() -> dict[str, Any]:
+        body = decode(await request.get_data(as_text=False), LoadBody)
+        model = await engine.catalog.resolve(body.name)
+        grant = await engine.pool.load(model, _tell(engine, model))
+        if body.warm_up:
+            await _warm_up(engine, model)
+        return {
+            "success": True,
+            "model": model.name,
+            "load_time_ms": grant.load_ms,
+            "resident_bytes": grant.resident_bytes,
+            "evicted": list(grant.evicted),
+        }
+
+    @routes.post("/models/unload")
+    async def unload() -> dict[str, Any]:
+        body = decode(await request.get_data(as_text=False), UnloadBody)
+        return {"success": True, "freed_bytes": await engine.pool.unload(await engine.catalog.resolve(body.name))}
+
+    return routes
+
+
+def model_entry(engine: Engine, model: ModelRef) -> dict[str, Any]:
+    status = engine.pool.pool.status(model.name)
+    figures = engine.telemetry.models.get(model.name)
+    return {
+        "name": model.name,
+        "runtime": model.runtime.name,
+        "size_bytes": model.info.size_bytes,
+        "modified_at": model.info.modified_at,
+        "digest": model.info.digest,
+        "state": status.state,
+        "last_used": None if status.last_used_us is None else status.last_used_us / 1000,
+        "resident_bytes": status.resident_bytes,
+        "capabilities": list(model.info.capabilities),
+        "details": model.info.details,
+        "tps": None if figures is None else figures.tps_average,
+        "ttft_ms": None if figures is None else figures.ttft_warm_ms,
+    }
+
+
+def _tell(engine: Engine, model: ModelRef) -> Any:
+    async def tell(state: ModelState, position: int | None, reason: str | None) -> None:
+        await engine.signals.put(ModelChanged(None, model.name, state, position=position, reason=reason))
+
+    return tell
+
+
+async def _warm_up(engine: Engine, model: ModelRef) -> None:
+    """One real token, so that the first caller does not pay for what only the first pass does."""
+    asked = GenerationRequest(model.info.name, prompt="warm up", parameters=Parameters(max_tokens=1))
+    async with engine.pool.lease(model, _tell(engine, model)), model.runtime.generate(asked) as chunks:
+        async for chunk in chunks:
+            if chunk.end is not None:
+                break

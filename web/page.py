@@ -1,0 +1,108 @@
+"""The dashboard's files and `/api/bootstrap`. Files are read once, before the engine is ready, and served from
+memory."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from importlib.resources import files
+from typing import Any, Final
+
+import attrs
+from quart import Blueprint, Response, request
+
+from engine.domain.errors import ForbiddenOrigin, NotFound
+from transport.wire.frames import SCHEMA_VERSION
+from web.handles import Engine
+
+CONTENT_TYPES: Final = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+
+
+@attrs.frozen
+class Asset:
+    body: bytes
+    content_type: str
+    etag: str
+
+
+def read_assets() -> Mapping[str, Asset]:
+    """All files of web/static by name. Blocking: call it from a thread."""
+    assets = {}
+    for entry in files("web").joinpath("static").iterdir():
+        suffix = "." + entry.name.rpartition(".")[2]
+        if suffix in CONTENT_TYPES:
+            body = entry.read_bytes()
+            digest = hashlib.sha256(body).hexdigest()[:16]
+            assets[entry.name] = Asset(body, CONTENT_TYPES[suffix], f'"{digest}"')
+    return assets
+
+
+def blueprint(engine: Engine, assets: Mapping[str, Asset]) -> Blueprint:
+    routes = Blueprint("page", __name__)
+
+    @routes.get("/")
+    async def index() -> Response:
+        response = _serve(assets, "index.html")
+        response.headers["content-security-policy"] = _policy(_ws_origin(engine))
+        return response
+
+    @routes.get("/static/<name>")
+    async def static_file(name: str) -> Response:
+        return _serve(assets, name)
+
+    @routes.get("/api/bootstrap")
+    async def bootstrap() -> dict[str, Any]:
+        if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
+            raise ForbiddenOrigin("only this engine's own page may ask for its token")
+        facts = engine.facts
+        return {
+            "ws_url": f"{_ws_origin(engine)}/ws",
+            "token": facts.token,
+            "version": facts.version,
+            "schema_version": SCHEMA_VERSION,
+            "boot": facts.boot,
+            "tier": facts.tier,
+            "level": facts.level,
+            "tick_hz": facts.tick_hz,
+            "limits": facts.limits,
+        }
+
+    return routes
+
+
+def _serve(assets: Mapping[str, Asset], name: str) -> Response:
+    asset = assets.get(name)
+    if asset is None:
+        raise NotFound("there is no such file")
+    headers = {"etag": asset.etag, "cache-control": "no-cache"}
+    if request.headers.get("if-none-match") == asset.etag:
+        return Response(b"", status=304, headers=headers)
+    return Response(asset.body, content_type=asset.content_type, headers=headers)
+
+
+def _ws_origin(engine: Engine) -> str:
+    """The frames endpoint under the host name this request used, so that a page on `localhost` stays on it."""
+    name = request.host.rpartition(":")[0] if ":" in request.host else request.host
+    return f"ws://{name}:{engine.facts.ws_port()}"
+
+
+def _policy(ws_origin: str) -> str:
+    return "; ".join(
+        (
+            "default-src 'none'",
+            "script-src 'self'",
+            "style-src 'self'",
+            "img-src 'self' data:",
+            f"connect-src 'self' {ws_origin}",
+            "base-uri 'none'",
+            "form-action 'none'",
+            "frame-ancestors 'none'",
+            "require-trusted-types-for 'script'",
+            "trusted-types 'none'",
+        )
+    )

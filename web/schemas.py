@@ -1,0 +1,66 @@
+"""Bodies of the native API (CONTRACT §3.1), decoded typed. Unknown fields are refused; every number has its bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal, TypeVar
+
+import msgspec
+
+from engine.domain.errors import InvalidRequest
+from transport.wire.commands import printable
+
+MAX_TOKENS_MAX: Final = 1_048_576
+SEED_MAX: Final = 2**53 - 1  # what JSON carries exactly
+
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=330)]
+SessionId = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+StopString = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+B = TypeVar("B", bound=msgspec.Struct)
+
+
+class ParametersBody(msgspec.Struct, forbid_unknown_fields=True):
+    temperature: Annotated[float, msgspec.Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, msgspec.Meta(ge=0, le=1)] | None = None
+    top_k: Annotated[int, msgspec.Meta(ge=1, le=100)] | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS_MAX)] | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0, le=SEED_MAX)] | None = None
+    stop: Annotated[list[StopString], msgspec.Meta(max_length=10)] = []
+
+
+class MessageBody(msgspec.Struct, forbid_unknown_fields=True):
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class GenerateBody(msgspec.Struct, forbid_unknown_fields=True):
+    """Exactly one of `prompt` and `messages`."""
+
+    model: Name
+    mode: Literal["single"] = "single"
+    prompt: str | None = None
+    messages: Annotated[list[MessageBody], msgspec.Meta(min_length=1, max_length=1024)] | None = None
+    parameters: ParametersBody = msgspec.field(default_factory=ParametersBody)
+    stream: bool = False
+
+
+class LoadBody(msgspec.Struct, forbid_unknown_fields=True):
+    name: Name
+    warm_up: bool = True
+
+
+class UnloadBody(msgspec.Struct, forbid_unknown_fields=True):
+    name: Name
+
+
+class StopBody(msgspec.Struct, forbid_unknown_fields=True):
+    session_id: SessionId
+
+
+def decode(body: bytes | str, type_: type[B]) -> B:
+    """The body as `type_`. Raises InvalidRequest that names the field and its limit."""
+    try:
+        return msgspec.json.decode(body, type=type_)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(printable(str(error))) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise InvalidRequest("the body is not valid JSON (UTF-8, no NaN, not nested without end)") from None

@@ -1,0 +1,118 @@
+"""`/health` and `/stats`: is it well, and how is it doing. Neither touches a model."""
+
+from __future__ import annotations
+
+import resource
+import time
+from typing import Any
+
+import attrs
+from quart import Blueprint
+
+from engine.domain.telemetry import percentile
+from web.handles import Engine
+
+KIB = 1024
+
+
+def blueprint(engine: Engine) -> Blueprint:
+    routes = Blueprint("stats", __name__)
+
+    @routes.get("/health")
+    async def health() -> dict[str, Any]:
+        return health_body(engine)
+
+    @routes.get("/stats")
+    async def stats() -> dict[str, Any]:
+        return {
+            "models": {name: _model(figures) for name, figures in engine.telemetry.models.items()},
+            "system": _system(engine),
+            "sessions": {
+                "active": engine.sessions.live,
+                "queued": engine.pool.pool.queued,
+                "total": engine.telemetry.sessions_total,
+                "ended": dict(engine.telemetry.ended),
+            },
+        }
+
+    return routes
+
+
+def health_body(engine: Engine) -> dict[str, Any]:
+    runtimes = [
+        {
+            "name": name,
+            "kind": runtime.kind,
+            "url": runtime.url,
+            "local": runtime.local,
+            "up": probe.up if (probe := engine.catalog.probes.get(name)) else False,
+            "reason": probe.reason if probe else "not asked yet",
+        }
+        for name, runtime in engine.catalog.runtimes.items()
+    ]
+    return {
+        "status": "ok" if any(r["up"] for r in runtimes) else "degraded",
+        "version": engine.facts.version,
+        "uptime_s": engine.clock() / 1e6,
+        "runtimes": runtimes,
+        "tier": engine.facts.tier,
+        "tier_reason": engine.facts.tier_reason,
+        "level": engine.facts.level,
+        "policy_hash": engine.facts.policy_hash,
+        "sessions_active": engine.sessions.live,
+    }
+
+
+def _model(figures: Any) -> dict[str, Any]:
+    return {
+        "tps_current": figures.tps_current,
+        "tps_average": figures.tps_average,
+        "ttft_ms": {
+            "cold": figures.ttft_cold_ms,
+            "warm": figures.ttft_warm_ms,
+            "p50": percentile(figures.ttft_ms, 50),
+            "p95": percentile(figures.ttft_ms, 95),
+        },
+        "eu_rate": figures.eu_rate,
+        "active_sessions": figures.active_sessions,
+        "sessions": figures.sessions,
+        "total_tokens": figures.total_tokens,
+    }
+
+
+def _system(engine: Engine) -> dict[str, Any]:
+    telemetry, usage = engine.telemetry, resource.getrusage(resource.RUSAGE_SELF)
+    counter, hub, mapper = engine.frame_counter, engine.hub.counters, engine.mapper_counters
+    return {
+        "fps_current": telemetry.fps(engine.clock()),
+        "lateness_ms": {f"p{p}": percentile(telemetry.lateness_ms, p) for p in (50, 95, 99)},
+        "frame_ms": {f"p{p}": percentile(telemetry.frame_ms, p) for p in (50, 95, 99)},
+        "frames": counter.last - counter.missed,
+        "frames_missed": counter.missed,
+        "queues": [attrs.asdict(flow) for flow in engine.flows()],
+        "degrade": 0,
+        "drops": {
+            "frames_merged": counter.merged,
+            "energy_replaced": counter.dropped_visual + hub.dropped_energy,
+            "client_frames_merged": hub.merged_frames,
+            "clients_closed_slow": hub.closed_slow,
+            "backlogs_cut": hub.backlogs_cut,
+            "orphan_tokens": mapper.orphans,
+            "unmeasured_tokens": mapper.unmeasured,
+            "bad_messages": hub.bad_messages,
+        },
+        "edges": engine.edges(),
+        "rss_bytes": _rss_bytes(),
+        "rss_peak_bytes": usage.ru_maxrss * KIB,
+        "cpu_s": usage.ru_utime + usage.ru_stime,
+        "cpu_percent": 100 * time.process_time() / max(1e-6, engine.clock() / 1e6),
+    }
+
+
+def _rss_bytes() -> int | None:
+    """Resident memory now (Linux); null where the kernel does not say it."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:  # memory of the kernel, not a disk: never blocks
+            return int(statm.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return None
