@@ -65,6 +65,8 @@ class Core:
     _signals_in: Inlet[SessionSignal]
     _samples: tuple[Outlet[MappedSignal], Inlet[MappedSignal]]
     _frames: Outlet[Frame]
+    _outlets: list[Outlet[SessionSignal]] = attrs.field(factory=list)
+    drained: trio.Event = attrs.field(factory=trio.Event)  # every session's end has reached the clients' sinks
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
     @classmethod
@@ -149,11 +151,18 @@ class Core:
                     await trio.sleep_forever()
                 await self.sessions.close()
                 sources.cancel_scope.cancel(reason="sessions closed")
-            self.signals.close()
+            for outlet in (self.signals, *self._outlets):
+                outlet.close()
+        self.drained.set()
 
     def close(self) -> None:
         """Stop the sessions, tell their ends, drain the stages; `run` returns when all is done."""
         self._scope.cancel(reason="close")
+
+    def new_outlet(self) -> Outlet[SessionSignal]:
+        """Another way into the mapper; closed with the engine."""
+        self._outlets.append(self.signals.fork())
+        return self._outlets[-1]
 
     def flows(self) -> list[FlowStats]:
         """The mailboxes between the stages, in the order of the data."""

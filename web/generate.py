@@ -10,11 +10,10 @@ from quart import Blueprint, Response, request
 
 from actors.session import Session, SessionRequest
 from actors.session_log import Line
-from engine.domain.errors import InvalidRequest
-from engine.domain.generation import EndReason, GenerationRequest, Message, Origin, Parameters
+from engine.domain.generation import EndReason, Origin
 from transport.wire.frames import SCHEMA_VERSION, sse
 from web.handles import Engine
-from web.schemas import GenerateBody, StopBody, decode
+from web.schemas import GenerateBody, StopBody, decode, generation_request
 
 KEEP_ALIVE_S: Final = 15.0
 SSE_KEEP_ALIVE: Final = b": keep-alive\n\n"
@@ -26,14 +25,16 @@ def blueprint(engine: Engine) -> Blueprint:
     @routes.post("/generate")
     async def generate() -> Response | tuple[dict[str, Any], int]:
         body = decode(await request.get_data(as_text=False), GenerateBody)
-        session = engine.sessions.start(await session_request(engine, body, _origin()))
+        model = await engine.catalog.resolve(body.model)
+        asked = SessionRequest(model, generation_request(body, model.info.name), _origin(), body.mode)
+        session = engine.sessions.start(asked)
         if body.stream:
             return _stream(engine, session, owner=True)
         ws_host = request.host.rpartition(":")[0] or request.host
         return {
             "session_id": session.id,
             "stream_url": f"/stream/{session.id}",
-            "ws_url": f"ws://{ws_host}:{engine.facts.ws_port()}/ws",
+            "ws_url": f"ws://{ws_host}:{engine.facts.ws_port}/ws",
             "models": [session.asked.model.name],
             "dropped_models": list(session.asked.dropped_models),
         }, 202
@@ -56,27 +57,6 @@ def blueprint(engine: Engine) -> Blueprint:
         }
 
     return routes
-
-
-async def session_request(engine: Engine, body: GenerateBody, origin: Origin) -> SessionRequest:
-    """The body as a session. Raises InvalidRequest, ModelNotFound."""
-    if (body.prompt is None) == (body.messages is None):
-        raise InvalidRequest("give exactly one of `prompt` and `messages`")
-    model = await engine.catalog.resolve(body.model)
-    asked = body.parameters
-    return SessionRequest(
-        model=model,
-        request=GenerationRequest(
-            model=model.info.name,
-            prompt=body.prompt,
-            messages=tuple(Message(m.role, m.content) for m in body.messages or ()),
-            parameters=Parameters(
-                asked.temperature, asked.top_p, asked.top_k, asked.max_tokens, asked.seed, tuple(asked.stop)
-            ),
-        ),
-        origin=origin,
-        mode=body.mode,
-    )
 
 
 def _origin() -> Origin:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import attrs
@@ -31,7 +31,7 @@ class EngineFacts:
     tick_hz: int
     policy_hash: str
     token: str
-    ws_port: Callable[[], int]
+    ws_port: int
     limits: dict[str, Any]
     ram_total_bytes: int
     ram_budget_bytes: int
@@ -53,4 +53,4 @@ class Engine:
     mapper_counters: MapperCounters
     signals: Outlet[SessionSignal]
     flows: Callable[[], list[FlowStats]]
-    edges: Callable[[], dict[str, Any]]  # counters of listeners and endpoint
+    edges: Mapping[str, Any]  # counter objects of the listeners

@@ -88,7 +88,7 @@ def _serve(assets: Mapping[str, Asset], name: str) -> Response:
 def _ws_origin(engine: Engine) -> str:
     """The frames endpoint under the host name this request used, so that a page on `localhost` stays on it."""
     name = request.host.rpartition(":")[0] if ":" in request.host else request.host
-    return f"ws://{name}:{engine.facts.ws_port()}"
+    return f"ws://{name}:{engine.facts.ws_port}"
 
 
 def _policy(ws_origin: str) -> str:

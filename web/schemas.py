@@ -7,6 +7,7 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 
 from engine.domain.errors import InvalidRequest
+from engine.domain.generation import GenerationRequest, Message, Parameters
 from transport.wire.commands import printable
 
 MAX_TOKENS_MAX: Final = 1_048_576
@@ -54,6 +55,21 @@ class UnloadBody(msgspec.Struct, forbid_unknown_fields=True):
 
 class StopBody(msgspec.Struct, forbid_unknown_fields=True):
     session_id: SessionId
+
+
+def generation_request(body: GenerateBody, model: str) -> GenerationRequest:
+    """The body as a request to a runtime that calls the model `model`. Raises InvalidRequest."""
+    if (body.prompt is None) == (body.messages is None):
+        raise InvalidRequest("give exactly one of `prompt` and `messages`")
+    asked = body.parameters
+    return GenerationRequest(
+        model=model,
+        prompt=body.prompt,
+        messages=tuple(Message(m.role, m.content) for m in body.messages or ()),
+        parameters=Parameters(
+            asked.temperature, asked.top_p, asked.top_k, asked.max_tokens, asked.seed, tuple(asked.stop)
+        ),
+    )
 
 
 def decode(body: bytes | str, type_: type[B]) -> B:

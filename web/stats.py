@@ -9,6 +9,7 @@ from typing import Any
 import attrs
 from quart import Blueprint
 
+from actors.session import SessionReport, SessionRequest
 from engine.domain.telemetry import percentile
 from web.handles import Engine
 
@@ -29,6 +30,7 @@ def blueprint(engine: Engine) -> Blueprint:
             "system": _system(engine),
             "sessions": {
                 "active": engine.sessions.live,
+                "running": [_running(session.report(), session.asked) for session in engine.sessions.running()],
                 "queued": engine.pool.pool.queued,
                 "total": engine.telemetry.sessions_total,
                 "ended": dict(engine.telemetry.ended),
@@ -60,6 +62,17 @@ def health_body(engine: Engine) -> dict[str, Any]:
         "level": engine.facts.level,
         "policy_hash": engine.facts.policy_hash,
         "sessions_active": engine.sessions.live,
+    }
+
+
+def _running(report: SessionReport, asked: SessionRequest) -> dict[str, Any]:
+    return {
+        "session_id": report.session_id,
+        "model": asked.model.name,
+        "origin": asked.origin,
+        "state": report.state,
+        "tokens": report.tokens_generated,
+        "duration_ms": report.duration_ms,
     }
 
 
@@ -101,7 +114,7 @@ def _system(engine: Engine) -> dict[str, Any]:
             "unmeasured_tokens": mapper.unmeasured,
             "bad_messages": hub.bad_messages,
         },
-        "edges": engine.edges(),
+        "edges": {name: attrs.asdict(counters) for name, counters in engine.edges.items()},
         "rss_bytes": _rss_bytes(),
         "rss_peak_bytes": usage.ru_maxrss * KIB,
         "cpu_s": usage.ru_utime + usage.ru_stime,

@@ -1,0 +1,271 @@
+"""The composition root: the one place that knows every part by name. `serve` runs a whole engine until it is told to
+stop.
+
+Start: state folder and listeners first (so a conflict is told before anything runs), then the actors, then the edges.
+Stop: the edges stop accepting, sessions tell their end, the stages drain, clients are told goodbye; all of it within
+`drain_s` plus a second, and whatever is left is cut.
+"""
+
+from __future__ import annotations
+
+import gc
+import ipaddress
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import attrs
+import trio
+
+from actors.clock import EngineClock
+from engine import __version__
+from engine.config import policies_of
+from engine.core import Core, client_limits
+from engine.domain.errors import AddressInUse, ConfigError
+from engine.domain.generation import Clock, Runtime
+from engine.domain.models import Tier
+from engine.settings import Settings
+from engine.state import EngineAddress, StateFolder, open_state, ram_total_bytes, write_address
+from policies.access import AccessRules, loopback_rules
+from policies.load import Policies
+from policies.tiers import TierChoice, choose_tier
+from transport.endpoint import FrameEndpoint, FrameLimits
+from transport.listen import ListenLimits, bound_port, open_listener
+from web.app import create_app
+from web.guard import HttpLimits, HttpServer
+from web.handles import Engine, EngineFacts
+from web.page import read_assets
+
+CUT_S: Final = 1.0  # after drain_s: what is not over by then is cancelled
+GC_THRESHOLDS: Final = (10_000, 20, 50)  # full collections cost frames; what start-up made is frozen out of them
+
+logger = logging.getLogger("wf.app")
+
+
+@attrs.frozen
+class Serving:
+    """A ready engine. `notes` are lines a person should see, such as a tier above what the machine shows."""
+
+    address: EngineAddress
+    tier: TierChoice
+    level: int
+    runtimes: Mapping[str, Runtime]
+    notes: tuple[str, ...]
+
+
+def runtimes_for(settings: Settings, clock: Clock) -> dict[str, Runtime]:
+    """The runtimes in the order they are asked. Raises ConfigError when `runtime` names one that is not there."""
+    found: dict[str, Runtime] = {}
+    if settings.synthetic is not None:
+        from transport.runtimes.synthetic import SyntheticRuntime
+
+        found["synthetic"] = SyntheticRuntime(clock, settings.synthetic)
+    if settings.embedded.enabled:
+        from transport.runtimes.embedded.runtime import EmbeddedRuntime  # numpy: not for `wf ps` and the like
+
+        found["embedded"] = EmbeddedRuntime(clock, settings.embedded.pace_tps)
+    if settings.runtime is not None:
+        if settings.runtime not in found:
+            names = ", ".join(found) or "none is switched on"
+            raise ConfigError(f"runtime: there is no runtime {settings.runtime} ({names})")
+        found = {settings.runtime: found[settings.runtime]}
+    return found
+
+
+def tier_for(settings: Settings, policies: Policies) -> TierChoice:
+    """The tier in force. GPU memory is not read yet, so the main memory decides."""
+    wanted = None if settings.tier == "auto" else Tier(settings.tier)
+    return choose_tier(policies.tiers, wanted, ram_total_bytes(), None)
+
+
+async def serve(
+    settings: Settings, *, state: Path, port_file: Path | None, announce: Callable[[Serving], None]
+) -> None:
+    """Run until SIGINT or SIGTERM. `announce` is called once both listeners answer.
+
+    Raises AddressInUse, ConfigError, RestartsExhausted (alone or in exception groups). A second signal ends the
+    process.
+    """
+    policies = policies_of(settings)
+    folder = await trio.to_thread.run_sync(open_state, state)
+    try:
+        async with running(settings, policies, folder, port_file) as serving:
+            announce(serving)
+            _settle_gc()
+            await _until_told()
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(folder.close)
+
+
+@asynccontextmanager
+async def running(
+    settings: Settings, policies: Policies, folder: StateFolder, port_file: Path | None
+) -> AsyncIterator[Serving]:
+    """An engine with its edges. Leaving the block stops it in order; cancelling cuts it."""
+    clock = EngineClock.start()
+    tier = tier_for(settings, policies)
+    runtimes = runtimes_for(settings, clock)
+    core = Core.build(runtimes, clock, settings, policies, tier)
+    http_listener = await _listen(settings.http.host, settings.http.port, "--port")
+    try:
+        ws_listener = await _listen(settings.ws_host, settings.ws.port, "--ws-port")
+    except BaseException:
+        await trio.aclose_forcefully(http_listener)
+        raise
+    http_port, ws_port = bound_port(http_listener), bound_port(ws_listener)
+    edges: dict[str, Any] = {}
+    engine = _handles(core, settings, policies, tier, folder.token, ws_port, edges)
+    assets = await trio.to_thread.run_sync(read_assets)
+    http = HttpServer(
+        create_app(
+            engine,
+            assets,
+            body_bytes_max=settings.limits.body_bytes_max,
+            body_timeout_s=settings.limits.body_timeout_s,
+        ),
+        http_listener,
+        _rules(settings, http_port, http_port, folder.token),
+        _http_limits(settings),
+    )
+    endpoint = FrameEndpoint(
+        core.hub, ws_listener, _rules(settings, ws_port, http_port, folder.token), _frame_limits(settings)
+    )
+    edges.update(http=http.counters, ws=endpoint.counters)
+    address = EngineAddress(
+        os.getpid(), _url("http", settings.http.host, http_port), _url("ws", settings.ws_host, ws_port) + "/ws"
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(core.run)
+        await nursery.start(endpoint.run)
+        await nursery.start(http.run)
+        await trio.to_thread.run_sync(_publish, folder, address, port_file)
+        notes = () if tier.warning is None else (tier.warning,)
+        yield Serving(address, tier, settings.level, runtimes, notes)
+        nursery.cancel_scope.deadline = trio.current_time() + settings.timeouts.drain_s + CUT_S
+        http.stop_accepting()
+        core.close()
+        await core.drained.wait()
+        endpoint.stop_accepting()
+
+
+async def _listen(host: str, port: int, flag: str) -> trio.SocketListener:
+    try:
+        return await open_listener(host, port)
+    except AddressInUse as error:
+        raise AddressInUse(f"{error.message}; stop it, or choose another port with {flag} (0: any free one)") from None
+
+
+async def _until_told() -> None:
+    """Until the first SIGINT or SIGTERM. A second one then ends the process at once."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async for number in signals:
+            logger.info("stopping on %s", signal.Signals(number).name)
+            break
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _settle_gc() -> None:
+    """What start-up made will stay: take it out of the collector's sight, and let full collections be rare. A full one
+    over the imports alone costs two frames."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GC_THRESHOLDS)
+
+
+def _publish(folder: StateFolder, address: EngineAddress, port_file: Path | None) -> None:
+    folder.publish(address.http, address.ws)
+    if port_file is not None:
+        write_address(port_file, address)
+
+
+def _handles(
+    core: Core,
+    settings: Settings,
+    policies: Policies,
+    tier: TierChoice,
+    token: str,
+    ws_port: int,
+    edges: dict[str, Any],
+) -> Engine:
+    limits = policies.tiers.limits(tier.tier)
+    facts = EngineFacts(
+        version=__version__,
+        boot=core.boot,
+        tier=tier.tier,
+        tier_reason=tier.reason,
+        level=settings.level,
+        tick_hz=core.tick_hz,
+        policy_hash=policies.policy_hash,
+        token=token,
+        ws_port=ws_port,
+        limits=client_limits(settings),
+        ram_total_bytes=ram_total_bytes(),
+        ram_budget_bytes=limits.ram_budget_bytes,
+        vram_budget_bytes=limits.vram_budget_bytes,
+    )
+    return Engine(
+        facts=facts,
+        clock=core.clock,
+        catalog=core.catalog,
+        pool=core.pool,
+        sessions=core.sessions,
+        hub=core.hub,
+        telemetry=core.telemetry,
+        frame_counter=core.frame_counter,
+        mapper_counters=core.mapper_counters,
+        signals=core.new_outlet(),
+        flows=core.flows,
+        edges=edges,
+    )
+
+
+def _rules(settings: Settings, port: int, http_port: int, token: str) -> AccessRules:
+    return loopback_rules(
+        port,
+        http_port,
+        token=token,
+        allowed_hosts=settings.allowed_hosts,
+        allowed_origins=settings.allowed_origins,
+        api_keys=tuple(key.reveal() for key in settings.api_keys),
+    )
+
+
+def _http_limits(settings: Settings) -> HttpLimits:
+    limits = settings.limits
+    return HttpLimits(
+        listen=ListenLimits(
+            limits.connections_max, limits.connections_reserve, limits.write_timeout_s, settings.timeouts.drain_s
+        ),
+        head_s=limits.head_timeout_s,
+        head_bytes_max=limits.header_bytes_max,
+    )
+
+
+def _frame_limits(settings: Settings) -> FrameLimits:
+    ws = settings.ws
+    return FrameLimits(
+        listen=ListenLimits(
+            ws.connections_max, settings.limits.connections_reserve, ws.stall_s, settings.timeouts.drain_s
+        ),
+        handshake_s=settings.limits.head_timeout_s,
+        head_bytes_max=settings.limits.header_bytes_max,
+        message_bytes_max=ws.message_bytes_max,
+        messages_per_s=ws.messages_per_s_max,
+        ping_interval_s=ws.ping_interval_s,
+        pong_timeout_s=ws.pong_timeout_s,
+    )
+
+
+def _url(scheme: str, host: str, port: int) -> str:
+    """A URL a person can open: the address listened on, or loopback where that is every address."""
+    address = ipaddress.ip_address(host.strip("[]"))
+    if address.is_unspecified:
+        address = ipaddress.ip_address("127.0.0.1" if address.version == 4 else "::1")
+    name = f"[{address}]" if address.version == 6 else str(address)
+    return f"{scheme}://{name}:{port}"

@@ -1,0 +1,72 @@
+"""`wf check`: would the engine start here, and with what? Nothing is changed and no model is touched."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import trio
+
+from actors.catalog import Catalog
+from actors.clock import EngineClock
+from engine.app import runtimes_for, tier_for
+from engine.config import policies_of, settings_dict
+from engine.domain.errors import ConfigError
+from engine.settings import Settings
+from engine.state import read_engine, state_path
+
+
+def run_checks(load: Callable[[], Settings], environ: Mapping[str, str]) -> dict[str, Any]:
+    """`{ok, checks: [{what, ok, found}], settings}`; `ok` null marks a remark."""
+    checks: list[dict[str, Any]] = []
+
+    def note(what: str, ok: bool | None, found: str) -> None:
+        checks.append({"what": what, "ok": ok, "found": found})
+
+    try:
+        settings = load()
+        policies = policies_of(settings)
+    except ConfigError as error:
+        for line in error.message.splitlines():
+            note("configuration", False, line)
+        return {"ok": False, "checks": checks, "settings": None}
+    note("configuration", True, f"valid; policy {policies.policy_hash}")
+    tier = tier_for(settings, policies)
+    note("tier", None if tier.warning else True, tier.warning or f"{tier.tier}: {tier.reason}")
+    state = state_path(environ)
+    running = read_engine(state)
+    note("state folder", True, f"{state}" + (f"; held by the engine at {running.http}" if running else ""))
+    if running is None:
+        for name, host, port in (
+            ("http port", settings.http.host, settings.http.port),
+            ("ws port", settings.ws_host, settings.ws.port),
+        ):
+            problem = _bind_problem(host, port)
+            note(name, problem is None, problem or (f"{port} is free" if port else "any free one"))
+    try:
+        trio.run(_probe, settings, note)
+    except ConfigError as error:
+        note("runtimes", False, error.message)
+    return {"ok": all(c["ok"] is not False for c in checks), "checks": checks, "settings": settings_dict(settings)}
+
+
+async def _probe(settings: Settings, note: Callable[[str, bool | None, str], None]) -> None:
+    catalog = Catalog(runtimes_for(settings, EngineClock.start()))
+    await catalog.refresh()
+    for name, probe in catalog.probes.items():
+        names = [model.name for model in catalog.models if model.runtime.name == name]
+        note(f"runtime {name}", probe.up, ", ".join(names) if names else probe.reason or "has no model")
+    if not catalog.models:
+        note("models", False, "no runtime has a model; switch `embedded.enabled` on")
+
+
+def _bind_problem(host: str, port: int) -> str | None:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((host.strip("[]"), port))
+        except OSError as error:
+            return f"{port} cannot be used: {error.strerror}"
+    return None

@@ -1,0 +1,242 @@
+"""The command line: what can be said, and which exit code an error becomes. The work is in app, client and console."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from engine import __version__
+from engine.config import FLAGS, load_settings
+from engine.domain.errors import AddressInUse, CallerError, ConfigError, EngineError, RuntimeUnavailable
+from engine.settings import Settings
+from engine.state import state_path
+
+EXIT_FAILED: Final = 1
+EXIT_IN_USE: Final = 3
+EXIT_UNAVAILABLE: Final = 69
+EXIT_INTERNAL: Final = 70
+EXIT_CONFIG: Final = 78
+EXIT_INTERRUPTED: Final = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code (CONTRACT §1). Usage errors leave through argparse with 2."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
+        words.insert(0, "serve")
+    args = parser.parse_args(words)
+    try:
+        return int(args.do(args))
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except Exception as caught:
+        return _told(caught, debug=getattr(args, "log_level", None) == "debug")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="wf", description="See what a local language model is doing.")
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def verb(name: str, do: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=help_, description=help_[0].upper() + help_[1:] + ".")
+        made.add_argument("--config", type=Path, metavar="FILE", help="configuration file (default: ./wf.yaml, if any)")
+        made.set_defaults(do=do)
+        return made
+
+    _serve_flags(verb("serve", _serve, "start the engine and its dashboard (also without a command)"))
+    _run_flags(verb("run", _run, "ask a model once and stream its answer"))
+    for name, do, help_ in (
+        ("models", _models, "list the models that can be asked"),
+        ("ps", _ps, "list models in memory and running sessions"),
+    ):
+        verb(name, do, help_).add_argument("--json", action="store_true", help="print JSON")
+    stop = verb("stop", _stop, "stop a running session")
+    stop.add_argument("session", metavar="SESSION", help="a session id, its first characters, or `all`")
+    stop.add_argument("--json", action="store_true", help="print JSON")
+    check = verb("check", _check, "validate configuration, ports and runtimes, and say what is missing")
+    check.add_argument("--json", action="store_true", help="print JSON")
+    version = verb("version", _version, "print the version")
+    version.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _serve_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--host", help="address to listen on (default 127.0.0.1)")
+    parser.add_argument("--port", type=int, help="port of API and dashboard (default 8145; 0: any free one)")
+    parser.add_argument("--ws-port", type=int, help="port of the frames WebSocket (default 8146; 0: any free one)")
+    _engine_flags(parser)
+    parser.add_argument("--tier", choices=("auto", "low", "mid", "high", "hybrid"), help="how much machine to use")
+    parser.add_argument("--level", type=int, choices=range(1, 6), metavar="1-5", help="what is unlocked (default 5)")
+    parser.add_argument("--open", action="store_true", help="open the dashboard in the browser")
+    parser.add_argument("--port-file", type=Path, metavar="FILE", help="write addresses there once ready (JSON)")
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="default: info")
+    parser.add_argument("--log-format", choices=("text", "json"), help="default: text")
+
+
+def _run_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", metavar="MODEL", help="for example embedded/lexicon")
+    parser.add_argument("prompt", metavar="PROMPT", help="what to ask; - reads it from standard input")
+    _engine_flags(parser)
+    parser.add_argument("--temperature", type=float, metavar="0-2")
+    parser.add_argument("--top-p", type=float, metavar="0-1")
+    parser.add_argument("--top-k", type=int, metavar="1-100")
+    parser.add_argument("--max-tokens", type=int, metavar="N")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="the same seed gives the same answer, where a runtime can"
+    )
+    parser.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; up to 10")
+    parser.add_argument("--json", action="store_true", help="print the session's events, one JSON object a line")
+
+
+def _engine_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--runtime", metavar="NAME", help="use only this runtime")
+    parser.add_argument(
+        "--synthetic", type=int, metavar="SEED", help="add a made-up source, marked SYNTHETIC everywhere"
+    )
+
+
+def settings_of(args: argparse.Namespace) -> Settings:
+    """The settings for one command. Raises ConfigError."""
+    flags = {name: value for name in FLAGS if (value := getattr(args, name, None)) is not None}
+    return load_settings(argv_config=args.config, flags=flags, environ=os.environ, cwd=Path.cwd())
+
+
+# ── one function per verb; imports inside, so that `wf version` loads nothing it does not need ──
+
+
+def _serve(args: argparse.Namespace) -> int:
+    settings = settings_of(args)
+    import trio
+
+    from engine import app, console, logs
+
+    logs.configure(settings.log.level, settings.log.format)
+
+    def announce(serving: app.Serving) -> None:
+        console.announce(serving)
+        if args.open:
+            console.open_browser(serving.address.http)
+
+    async def run() -> None:
+        await app.serve(settings, state=state_path(os.environ), port_file=args.port_file, announce=announce)
+
+    trio.run(run)
+    return 0
+
+
+def _run(args: argparse.Namespace) -> int:
+    from engine import console
+    from engine.oneshot import OneShot, ask_engine, ask_in_process
+
+    settings = settings_of(args)
+    prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
+    names = ("temperature", "top_p", "top_k", "max_tokens", "seed", "stop")
+    parameters = {name: value for name in names if (value := getattr(args, name)) is not None}
+    shot = OneShot(args.model, prompt, parameters)
+    engine = None if args.synthetic is not None else _engine_or_none()
+    show = console.print_line if args.json else console.Answer().show
+    end = ask_in_process(shot, settings, show) if engine is None else ask_engine(shot, engine, settings, show)
+    return 0 if end in ("finished", "length", "stop") else EXIT_FAILED
+
+
+def _models(args: argparse.Namespace) -> int:
+    from engine import console
+    from engine.client import EngineClient
+
+    body = EngineClient.connect(_engine(), settings_of(args)).get("/models")
+    console.show(body, args.json, console.models_table)
+    return 0
+
+
+def _ps(args: argparse.Namespace) -> int:
+    from engine import console
+    from engine.client import EngineClient
+
+    client = EngineClient.connect(_engine(), settings_of(args))
+    loaded = [m for m in client.get("/models")["models"] if m["resident_bytes"] or m["state"] != "absent"]
+    body = {"models": loaded, "sessions": client.get("/stats")["sessions"]["running"]}
+    console.show(body, args.json, console.ps_table)
+    return 0
+
+
+def _stop(args: argparse.Namespace) -> int:
+    from engine import console
+    from engine.client import EngineClient
+
+    client = EngineClient.connect(_engine(), settings_of(args))
+    console.show(client.stop(args.session), args.json, console.stopped_lines)
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    from engine import console
+    from engine.check import run_checks
+
+    report = run_checks(lambda: settings_of(args), os.environ)
+    console.show(report, args.json, console.check_lines)
+    return 0 if report["ok"] else EXIT_FAILED
+
+
+def _version(args: argparse.Namespace) -> int:
+    from engine import console
+
+    console.show({"version": __version__}, args.json, lambda body: [f"wf-engine {body['version']}"])
+    return 0
+
+
+# ── errors ──
+
+
+def _engine_or_none() -> Any:
+    from engine.state import read_engine
+
+    return read_engine(state_path(os.environ))
+
+
+def _engine() -> Any:
+    """The running engine. Raises RuntimeUnavailable that says how to start one."""
+    address = _engine_or_none()
+    if address is None:
+        raise RuntimeUnavailable("no engine is running here; start one with `wf serve`")
+    return address
+
+
+def _told(error: BaseException, *, debug: bool) -> int:
+    """One readable line on stderr, and the exit code."""
+    if debug:
+        import traceback
+
+        traceback.print_exception(error)
+    ours = next(_engine_errors(error), None)
+    if ours is None:
+        print(f"wf: internal error: {type(error).__name__} (--log-level debug shows where)", file=sys.stderr)
+        return EXIT_INTERNAL
+    print(f"wf: {ours.message}", file=sys.stderr)
+    match ours:
+        case ConfigError():
+            return EXIT_CONFIG
+        case AddressInUse():
+            return EXIT_IN_USE
+        case RuntimeUnavailable():
+            return EXIT_UNAVAILABLE
+        case CallerError():
+            return EXIT_FAILED
+        case _:
+            return EXIT_INTERNAL if ours.status == 500 else EXIT_FAILED
+
+
+def _engine_errors(error: BaseException) -> Iterator[EngineError]:
+    """Ours, wherever nurseries have wrapped them."""
+    if isinstance(error, EngineError):
+        yield error
+    elif isinstance(error, BaseExceptionGroup):
+        for part in error.exceptions:
+            yield from _engine_errors(part)

@@ -1,0 +1,90 @@
+"""The command line's way to a running engine: its HTTP API on loopback, never through a proxy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import attrs
+import httpx
+import msgspec
+
+from engine.domain.errors import EngineError, RuntimeUnavailable, SessionNotFound, UpstreamProtocolError
+from engine.settings import Settings
+from engine.state import EngineAddress
+
+TIMEOUT_S: Final = 10.0
+LINE_BYTES_MAX: Final = 4 * 1024 * 1024  # one event of the engine; frames of text are far smaller
+
+
+class RemoteError(EngineError):
+    """The engine refused; its own words."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.remote_status = status
+
+
+@attrs.define(eq=False)
+class EngineClient:
+    """Blocking: for commands that do one thing."""
+
+    _http: httpx.Client
+
+    @classmethod
+    def connect(cls, address: EngineAddress, settings: Settings) -> EngineClient:
+        headers = {"accept-encoding": "identity"}
+        if settings.api_keys:
+            headers["authorization"] = f"Bearer {settings.api_keys[0].reveal()}"
+        return cls(httpx.Client(base_url=address.http, headers=headers, timeout=TIMEOUT_S, trust_env=False))
+
+    def get(self, path: str) -> Any:
+        """A JSON answer. Raises RuntimeUnavailable, or RemoteError with what the engine said."""
+        with self._explained():
+            return _body(self._http.get(path))
+
+    def post(self, path: str, body: dict[str, Any], timeout_s: float = TIMEOUT_S) -> Any:
+        with self._explained():
+            return _body(self._http.post(path, json=body, timeout=timeout_s))
+
+    def stream(self, path: str, body: dict[str, Any]) -> Iterator[bytes]:
+        """NDJSON lines as they come. Closing the iterator closes the connection, which stops the session."""
+        timeout = httpx.Timeout(TIMEOUT_S, read=None)
+        with self._explained(), self._http.stream("POST", path, json=body, timeout=timeout) as response:
+            if response.status_code >= 400:
+                response.read()
+                _body(response)
+            rest = b""
+            for data in response.iter_raw():
+                *lines, rest = (rest + data).split(b"\n")
+                yield from lines
+                if len(rest) > LINE_BYTES_MAX:
+                    raise UpstreamProtocolError("the engine sent an endless line")
+
+    def stop(self, name: str) -> dict[str, Any]:
+        """Stop one session by its id or the beginning of it, or `all`. Raises SessionNotFound for no or several
+        matches."""
+        running = [session["session_id"] for session in self.get("/stats")["sessions"]["running"]]
+        chosen = running if name == "all" else [id_ for id_ in running if id_.startswith(name)]
+        if name != "all" and len(chosen) != 1:
+            problem = "no running session begins" if not chosen else f"{len(chosen)} running sessions begin"
+            raise SessionNotFound(f"{problem} with that; `wf ps` lists them")
+        return {"stopped": [{"session_id": id_} | self.post("/stop", {"session_id": id_}) for id_ in chosen]}
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx.TransportError as error:
+            raise RuntimeUnavailable(f"the engine does not answer ({type(error).__name__})") from error
+
+
+def _body(response: httpx.Response) -> Any:
+    try:
+        body = msgspec.json.decode(response.content)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise UpstreamProtocolError(f"the engine answered {response.status_code} without JSON") from None
+    if response.status_code >= 400:
+        raise RemoteError(response.status_code, str(body.get("error", {}).get("message", response.status_code)))
+    return body

@@ -1,0 +1,173 @@
+"""What a person sees in the terminal. Model text is shown without anything that could command the terminal."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import unicodedata
+import webbrowser
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import attrs
+import msgspec
+
+from engine import __version__
+
+if TYPE_CHECKING:
+    from engine.app import Serving
+
+# C0, C1 and DEL could move the cursor or worse; format characters (bidi overrides among them) could reorder what is
+# read.
+HARMFUL: Final = frozenset({"Cc", "Cf", "Cs", "Co"})
+KEPT: Final = frozenset("\n\t\u200d")  # U+200D joins emoji
+
+DEMONSTRATION: Final = (
+    "The built-in demonstration models (embedded/lexicon, embedded/hacker, embedded/mixed) are tiny: real language\n"
+    "models with true probabilities that make up dictionary definitions. They show the engine, they cannot help you."
+)
+
+
+def harmless(text: str) -> str:
+    """Text of a model, safe for a terminal: control and bidi characters become U+FFFD."""
+    return "".join(
+        ch if ch in KEPT or (ch.isascii() and ch.isprintable()) or unicodedata.category(ch) not in HARMFUL else "\ufffd"
+        for ch in text
+    )
+
+
+def say(*lines: str) -> None:
+    print(*lines, sep="\n", flush=True)
+
+
+def announce(serving: Serving) -> None:
+    """The lines of a ready engine."""
+    address, tier = serving.address, serving.tier
+    say(
+        f"WF Engine {__version__} · tier {tier.tier} ({tier.reason}) · level {serving.level}",
+        f"  dashboard  {address.http}/",
+        f"  frames     {address.ws}",
+    )
+    if "embedded" in serving.runtimes:
+        say("", DEMONSTRATION)
+    if "synthetic" in serving.runtimes:
+        say("", "SYNTHETIC source is on: the models synthetic/… make up their tokens and their timing.")
+    for note in serving.notes:
+        say("", f"Note: {note}")
+    say("", "Ctrl+C stops the engine.")
+
+
+def open_browser(url: str) -> None:
+    """In a thread of its own: finding a browser can take a while."""
+    threading.Thread(target=webbrowser.open, args=(url,), daemon=True).start()
+
+
+def print_line(line: bytes) -> None:
+    sys.stdout.buffer.write(line + b"\n")
+    sys.stdout.buffer.flush()
+
+
+class _Line(msgspec.Struct):
+    type: str
+    payload: dict[str, Any]
+
+
+@attrs.define(eq=False)
+class Answer:
+    """The text of a session on stdout as it comes; one line of figures on stderr at the end."""
+
+    _certainty: float | None = None
+    _energy: float | None = None
+
+    def show(self, line: bytes) -> None:
+        event = msgspec.json.decode(line, type=_Line)
+        payload = event.payload
+        match event.type:
+            case "experience.token":
+                sys.stdout.write(harmless("".join(token["text"] for token in payload["tokens"])))
+                sys.stdout.flush()
+            case "energy.update" if payload["streams"][0]["state"] != "DRAINED":
+                self._energy = payload["streams"][0]["energy"]
+                self._certainty = payload["streams"][0]["certainty"]
+            case "experience.session_start" if payload["synthetic"]:
+                print("SYNTHETIC: made-up tokens and timing", file=sys.stderr)
+            case "experience.model" if payload["state"] in ("queued", "loading"):
+                reason = f": {payload['reason']}" if payload["reason"] else ""
+                print(f"{payload['model']} {payload['state']}{reason}", file=sys.stderr)
+            case "experience.session_end":
+                self._end(payload)
+
+    def _end(self, payload: dict[str, Any]) -> None:
+        sys.stdout.write("\n")
+        sys.stdout.flush()
+        summary = payload["summary"]
+        figures = [
+            f"{payload['totals']['tokens']} tokens",
+            _figure("{:.1f} tok/s", summary["tps_average"]),
+            _figure("TTFT {:.0f} ms", payload["ttft_ms"]),
+            _figure("E {:.2f}", self._energy),
+            _figure("certainty {:.2f}", self._certainty),
+            _figure("{:.3f} EU", payload["totals"]["eu"]),
+            payload["reason"],
+        ]
+        print(" · ".join(f for f in figures if f), file=sys.stderr)
+
+
+def show(body: Any, as_json: bool, lines: Callable[[Any], Iterable[str]]) -> None:
+    if as_json:
+        print_line(msgspec.json.format(msgspec.json.encode(body), indent=2))
+    else:
+        say(*(harmless(line) for line in lines(body)))
+
+
+def models_table(body: dict[str, Any]) -> list[str]:
+    rows = [
+        (m["name"], m["runtime"], size(m["size_bytes"]), m["state"], m["details"].get("about", ""))
+        for m in body["models"]
+    ]
+    return table(("NAME", "RUNTIME", "SIZE", "STATE", "ABOUT"), rows)
+
+
+def ps_table(body: dict[str, Any]) -> list[str]:
+    models = [(m["name"], m["state"], size(m["resident_bytes"])) for m in body["models"]]
+    sessions = [
+        (s["session_id"], s["model"], s["state"], str(s["tokens"]), f"{s['duration_ms'] / 1000:.1f} s")
+        for s in body["sessions"]
+    ]
+    lines = table(("MODEL", "STATE", "MEMORY"), models) if models else ["no model is in memory"]
+    if not sessions:
+        return [*lines, "", "no session is running"]
+    return [*lines, "", *table(("SESSION", "MODEL", "STATE", "TOKENS", "FOR"), sessions)]
+
+
+def stopped_lines(body: dict[str, Any]) -> list[str]:
+    if not body["stopped"]:
+        return ["no session is running"]
+    return [
+        f"stopped {s['session_id']}: {s['tokens_generated']} tokens"
+        + ("" if s["stop_latency_ms"] is None else f", upstream closed in {s['stop_latency_ms']:.1f} ms")
+        for s in body["stopped"]
+    ]
+
+
+def check_lines(report: dict[str, Any]) -> list[str]:
+    marks = {True: "ok     ", False: "PROBLEM", None: "note   "}
+    return [f"{marks[item['ok']]} {item['what']}: {item['found']}" for item in report["checks"]]
+
+
+def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+    ]
+
+
+def size(count_bytes: int) -> str:
+    value, units = float(count_bytes), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def _figure(form: str, value: float | None) -> str:
+    return "" if value is None else form.format(value)
