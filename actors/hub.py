@@ -74,8 +74,7 @@ class FrameHub:
         async with self.inlet.open() as frames:
             task_status.started()
             while True:
-                self.clients = [client for client in self.clients if not client.gone]
-                lagging = any(client.lagging for client in self.clients)
+                lagging = any(client.lagging for client in self.clients if not client.gone)
                 with trio.move_on_after(RETRY_S if lagging else float("inf")):
                     try:
                         self._frame(await frames.receive())
@@ -83,7 +82,8 @@ class FrameHub:
                         return
                     continue
                 for client in self.clients:
-                    client.flush()
+                    if not client.gone:
+                        client.flush()
 
     def connect(self, sink: Sink) -> FrameClient:
         """A new client; hello and snapshot are pushed at once."""
@@ -123,6 +123,7 @@ class FrameHub:
         return encode_system(type_, payload, self.wall_ms(), self.clock() / 1000)
 
     def _frame(self, frame: Frame) -> None:
+        self.clients = [client for client in self.clients if not client.gone]
         self.counters.frames += 1
         payloads = [encode_payload(event, with_top=False) for event in frame.events]
         self._remember(frame, payloads)

@@ -69,7 +69,9 @@ def test_ema_golden():
     assert list(energies)[1:] == pytest.approx([0.2275, 0.375375, 0.471494, 0.621471, 0.473956], abs=5e-7)
 
 
-@pytest.mark.parametrize(("silence_ms", "expected"), [(400, 1.0), (750, 2**-0.5), (1100, 0.5), (1800, 0.25), (2500, 0.125)])
+@pytest.mark.parametrize(
+    ("silence_ms", "expected"), [(400, 1.0), (750, 2**-0.5), (1100, 0.5), (1800, 0.25), (2500, 0.125)]
+)
 def test_silence_golden(silence_ms, expected):
     state = StreamEnergy(Phase.FLOWING, since_us=0, energy=1.0, last_us=1_000_000)
     assert energy_at(state, 1_000_000 + silence_ms * 1000, PARAMS) == pytest.approx(expected, abs=1e-12)

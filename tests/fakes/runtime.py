@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 
 import attrs
 import trio
+import trio.lowlevel
 
 from engine.domain.errors import EngineError
 from engine.domain.generation import (
@@ -89,7 +90,7 @@ class ScriptedRuntime:
 
     async def unload(self, model: str) -> int:
         self.unloads.append(model)
-        await trio.sleep(0)
+        await trio.lowlevel.checkpoint()
         return 1000
 
     @asynccontextmanager
