@@ -158,6 +158,7 @@ class FrameHub:
         if frame.mono_us < self._heartbeat_us:
             return []
         self._heartbeat_us = frame.mono_us - frame.mono_us % HEARTBEAT_US + HEARTBEAT_US
+        self._prune(frame.mono_us)
         payload = HeartbeatPayload(
             fps=self.telemetry.fps(frame.mono_us),
             uptime_ms=frame.mono_us / 1000,
@@ -176,7 +177,6 @@ class FrameHub:
                     return encode_line(event, payload, frame.ts_ms, mono_ms)
 
                 self._log(event.session_id).add(event, line, frame.mono_us)
-        self._prune(frame.mono_us)
 
     def _log(self, session_id: str) -> SessionLog:
         log = self._logs.get(session_id)

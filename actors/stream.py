@@ -72,5 +72,5 @@ class ModelStream:
         self._held_s = 0.0
         for at in range(0, len(tokens), BATCH_TOKENS_MAX):
             batch = TokenBatch(self.ref, tokens[at : at + BATCH_TOKENS_MAX], held_us)
-            self.tokens += len(batch.tokens)
             self._held_s += await self.signals.put(batch)
+            self.tokens += len(batch.tokens)

@@ -233,13 +233,14 @@ class Gate:
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         self.counters.requests += 1
         head = RequestHead(scope["method"], scope["raw_path"], tuple(scope["headers"]))
-        answer = _Answer(send, _request_id(head), self.write_timeout_s, close=self.overflow)
+        answer = _Answer(send, _request_id(head), self.write_timeout_s, self.overflow)
         # The app takes the id from the header, so that its log, its error bodies and the response agree.
         own = [(name, value) for name, value in head.headers if name != b"x-request-id"]
         scope["headers"] = [*own, (b"x-request-id", answer.request_id.encode("ascii"))]
         error = check(self.rules, head) or self._no_room(scope)
         if error is not None:
             self.counters.refused[error.code] = self.counters.refused.get(error.code, 0) + 1
+            answer.last |= head.has_body  # we do not wait for what is still to come of it
             await answer.refuse(error, receive)
             return
         failed = False
@@ -250,6 +251,7 @@ class Gate:
             logger.error("request %s failed: %s", answer.request_id, describe(group))
             failed = True
         if failed and not answer.started:  # once started, the missing end of the body tells the client
+            answer.last = True
             await answer.refuse(InternalError("the engine failed on this request; its log has the request id"), receive)
 
     def _no_room(self, scope: dict[str, Any]) -> EngineError | None:
@@ -260,12 +262,12 @@ class Gate:
 
 @attrs.define(eq=False)
 class _Answer:
-    """The way back for one request."""
+    """The way back for one request; the `last` one of its connection says so."""
 
     _send: Send
     request_id: str
     _write_timeout_s: float
-    close: bool
+    last: bool
     started: bool = False
 
     async def send(self, message: dict[str, Any]) -> None:
@@ -273,7 +275,7 @@ class _Answer:
             headers = message["headers"] = list(message.get("headers", ()))
             _set_default(headers, b"x-request-id", self.request_id.encode("ascii"))
             _set_default(headers, b"x-schema-version", SCHEMA_VERSION.encode("ascii"))
-            if self.close:
+            if self.last:
                 headers.append((b"connection", b"close"))
             await self._send(message)
             self.started = True

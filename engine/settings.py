@@ -1,0 +1,183 @@
+"""Everything that can be set, one table per area. A row gives type, default, unit, range and what it does;
+policies/wf.example.yaml shows them all. Values only: reading them is engine/config.py's."""
+
+# ruff: noqa: RUF009  # row() and section() make attrs fields
+
+from __future__ import annotations
+
+from typing import Any, Final, Literal
+
+import attrs
+
+from policies.schema import Misfit, row, section
+
+_HOST: Final = r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:.]{2,45}"
+_HOST_WORDS: Final = "an IP address or a host name"
+_RUNTIME: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}"
+_ALLOWED_HOST: Final = r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?"
+_ORIGIN: Final = r"[a-z][a-z0-9+.-]{0,31}://" + _ALLOWED_HOST
+_MIB: Final = 1_048_576
+
+
+@attrs.frozen(repr=False)
+class Secret:
+    """A text that no message, log line or repr shows. Compare with `hmac.compare_digest(secret.reveal(), ...)`."""
+
+    _value: str
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return "***"
+
+    __str__ = __repr__
+
+
+@attrs.frozen
+class HttpSettings:
+    host: str = row("127.0.0.1", doc="address of the API and the dashboard", pattern=_HOST, expectation=_HOST_WORDS)
+    port: int = row(8145, doc="port of the API and the dashboard; 0 takes any free one", minimum=0, maximum=65535)
+
+
+@attrs.frozen
+class WsSettings:
+    host: str | None = row(
+        None, doc="address of the frames WebSocket; null is http.host", pattern=_HOST, expectation=_HOST_WORDS
+    )
+    port: int = row(8146, doc="port of the frames WebSocket; 0 takes any free one", minimum=0, maximum=65535)
+    stall_s: float = row(
+        5.0, doc="a client that completes no write for this long is closed", unit="s", minimum=0.1, maximum=300
+    )
+    ping_interval_s: float = row(5.0, doc="time between pings", unit="s", minimum=0.1, maximum=300)
+    pong_timeout_s: float = row(
+        10.0, doc="a client without a pong for this long is closed", unit="s", minimum=0.1, maximum=300
+    )
+    pending_bytes_max: int = row(
+        524_288,
+        doc="text waiting for one client; more closes it (4008)",
+        unit="bytes",
+        minimum=65_536,
+        maximum=64 * _MIB,
+    )
+    messages_per_s_max: int = row(
+        100, doc="messages one client may send; more closes it (1008)", unit="messages/s", minimum=1, maximum=10_000
+    )
+    message_bytes_max: int = row(
+        65_536, doc="size of one message of a client; more closes it (1009)", unit="bytes", minimum=1024, maximum=_MIB
+    )
+    connections_max: int = row(1024, doc="WebSocket connections at once", unit="connections", minimum=1, maximum=65_536)
+
+
+@attrs.frozen
+class LimitSettings:
+    body_bytes_max: int = row(_MIB, doc="request body, native API", unit="bytes", minimum=1024, maximum=64 * _MIB)
+    header_bytes_max: int = row(16_384, doc="request head", unit="bytes", minimum=1024, maximum=_MIB)
+    streams_max: int = row(64, doc="model streams running at once", unit="streams", minimum=1, maximum=4096)
+    queued_max: int = row(256, doc="requests waiting for one; more get 503", unit="requests", minimum=1, maximum=65_536)
+    connections_max: int = row(256, doc="HTTP connections at once", unit="connections", minimum=1, maximum=65_536)
+    connections_reserve: int = row(
+        16, doc="more of them, which get /health or 503", unit="connections", minimum=1, maximum=1024
+    )
+    head_timeout_s: float = row(5.0, doc="a request head must be in by then", unit="s", minimum=0.1, maximum=300)
+    body_timeout_s: float = row(10.0, doc="a request body must be in by then", unit="s", minimum=0.1, maximum=300)
+    write_timeout_s: float = row(5.0, doc="a stalled write ends the connection", unit="s", minimum=0.1, maximum=300)
+
+
+@attrs.frozen
+class TimeoutSettings:
+    first_token_s: float = row(
+        300.0, doc="a stream without its first token ends then", unit="s", minimum=1, maximum=86_400
+    )
+    progress_s: float = row(
+        120.0, doc="a stream without a further token ends then", unit="s", minimum=1, maximum=86_400
+    )
+    load_s: float = row(300.0, doc="loading a model fails then", unit="s", minimum=1, maximum=86_400)
+    drain_s: float = row(3.0, doc="what sessions get to end in when the engine stops", unit="s", minimum=0, maximum=4)
+
+
+@attrs.frozen
+class EmbeddedSettings:
+    enabled: bool = row(True, doc="offer the built-in demonstration models")
+    pace_tps: float = row(
+        30.0, doc="the pace they answer at; 0 is as fast as they can", unit="tokens/s", minimum=0, maximum=10_000
+    )
+
+
+@attrs.frozen
+class LogSettings:
+    level: Literal["debug", "info", "warning", "error"] = row("info", doc="debug, info, warning or error")
+    format: Literal["text", "json"] = row("text", doc="text or json (one object per line)")
+
+
+@attrs.frozen
+class PolicyOverrides:
+    """Changes to the shipped policy data, shaped like those files; policies/load.py checks and merges them."""
+
+    energy: dict[str, Any] = row(attrs.Factory(dict), doc="changes to policies/energy.yaml")
+    tiers: dict[str, Any] = row(attrs.Factory(dict), doc="changes to policies/tiers.yaml")
+
+
+@attrs.frozen
+class SessionSettings:
+    record_ttl_s: float = row(
+        60.0, doc="how long an ended session can be asked about", unit="s", minimum=1, maximum=86_400
+    )
+    backlog_bytes_max: int = row(
+        _MIB, doc="events kept per session for late readers", unit="bytes", minimum=65_536, maximum=64 * _MIB
+    )
+
+
+def _visible_ascii(_instance: object, field: attrs.Attribute[Any], keys: tuple[Secret, ...]) -> None:
+    for index, key in enumerate(keys):
+        text = key.reveal()
+        if not (1 <= len(text) <= 256 and text.isascii() and text.isprintable() and " " not in text):
+            raise Misfit("1–256 visible ASCII characters", None, (field.name, index))
+
+
+@attrs.frozen
+class Settings:
+    """The whole configuration; without any source it is the defaults."""
+
+    http: HttpSettings = section(HttpSettings, doc="HTTP API and dashboard")
+    ws: WsSettings = section(WsSettings, doc="frames WebSocket")
+    limits: LimitSettings = section(LimitSettings, doc="what callers may use up")
+    timeouts: TimeoutSettings = section(TimeoutSettings, doc="how long things may take")
+    tier: Literal["auto", "low", "mid", "high", "hybrid"] = row(
+        "auto", doc="auto (by the machine's memory), low, mid, high or hybrid"
+    )
+    level: int = row(5, doc="what is unlocked: 1 is one model at a time, 5 is everything", minimum=1, maximum=5)
+    runtime: str | None = row(
+        None,
+        doc="name of the runtime to use; null is the first that answers",
+        pattern=_RUNTIME,
+        expectation="a runtime's name (letters, digits, . _ -)",
+    )
+    embedded: EmbeddedSettings = section(EmbeddedSettings, doc="built-in demonstration models")
+    synthetic: int | None = row(
+        None, doc="seed of a made-up source marked SYNTHETIC, for tests and demos", minimum=0, maximum=2**63 - 1
+    )
+    allow_remote: bool = row(False, doc="let other machines connect; needs api_keys too")
+    api_keys: tuple[Secret, ...] = row(
+        (), doc="when not empty, callers must send one of these", validator=_visible_ascii, repr=False
+    )
+    allowed_hosts: tuple[str, ...] = row(
+        (),
+        doc="further names that the Host header may hold",
+        pattern=_ALLOWED_HOST,
+        expectation="a host name with or without :port",
+    )
+    allowed_origins: tuple[str, ...] = row(
+        (),
+        doc="further web origins whose pages may connect",
+        pattern=_ORIGIN,
+        expectation="an origin like https://example.org:8443",
+    )
+    log: LogSettings = section(LogSettings, doc="log on stderr")
+    policies: PolicyOverrides = section(PolicyOverrides, doc="changes to policy data")
+    session: SessionSettings = section(SessionSettings, doc="what is kept of a session")
+
+    @property
+    def ws_host(self) -> str:
+        """Where the WebSocket listens: its own host, else that of HTTP."""
+        return self.ws.host or self.http.host
