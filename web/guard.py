@@ -271,20 +271,18 @@ class _Answer:
     started: bool = False
 
     async def send(self, message: dict[str, Any]) -> None:
-        if message["type"] == "http.response.start":
+        """Not cut short by cancellation. quart-trio cancels itself inside its last send, because that one tells its own
+        reader "disconnected"; and hypercorn, cancelled inside a send, no longer knows what it has sent."""
+        start = message["type"] == "http.response.start"
+        if start:
             headers = message["headers"] = list(message.get("headers", ()))
             _set_default(headers, b"x-request-id", self.request_id.encode("ascii"))
             _set_default(headers, b"x-schema-version", SCHEMA_VERSION.encode("ascii"))
             if self.last:
                 headers.append((b"connection", b"close"))
+        with trio.move_on_after(self._write_timeout_s, shield=True):  # the write itself has its own deadline
             await self._send(message)
-            self.started = True
-        elif message.get("more_body", False):
-            await self._send(message)
-        else:
-            # This send tells the app's own reader "disconnected", and quart-trio then cancels us inside of it.
-            with trio.move_on_after(self._write_timeout_s, shield=True):
-                await self._send(message)
+        self.started |= start
 
     async def refuse(self, error: EngineError, receive: Receive) -> None:
         """Answer instead of the app, which also means: take the body off hypercorn's queue, or it stands still."""

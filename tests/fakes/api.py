@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Mapping
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import attrs
 import msgspec
-from quart import Response
+import trio
 from quart.typing import TestClientProtocol
 from quart_trio import QuartTrio
 
@@ -33,45 +34,75 @@ ASSETS: Final = {
 }
 
 
+@attrs.frozen
+class Answer:
+    """A whole response; header names in lower case."""
+
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+    @property
+    def json(self) -> Any:
+        return msgspec.json.decode(self.body)
+
+    @property
+    def error(self) -> dict[str, Any]:
+        """The native error; its shape is checked here, once for all."""
+        body = self.json
+        assert set(body) == {"error"}
+        error: dict[str, Any] = body["error"]
+        assert set(error) == {"code", "message", "retryable", "details"}
+        assert error["details"]["request_id"] == self.headers["x-request-id"]
+        return error
+
+
 @attrs.define(eq=False)
 class Api:
-    """`ask` and `post` answer with the whole response; `open` gives the connection, for streams and for leaving."""
+    """`ask` and `post` give the whole answer; `open` gives the connection, for streams and for leaving."""
 
     slice: Slice
     engine: Engine
     app: QuartTrio
     client: TestClientProtocol
 
-    async def ask(self, method: str, path: str, **headers: str) -> Response:
-        return await self.client.open(path, method=method, headers=_named(headers))
-
-    async def get(self, path: str, **headers: str) -> Response:
+    async def get(self, path: str, **headers: str) -> Answer:
         return await self.ask("GET", path, **headers)
 
-    async def post(self, path: str, body: Any = None, **headers: str) -> Response:
+    async def post(self, path: str, body: Any, **headers: str) -> Answer:
+        return await self.ask("POST", path, body, **headers)
+
+    async def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
         """`body` is sent as JSON; bytes go out as they are."""
-        data = body if isinstance(body, bytes) else msgspec.json.encode(body)
-        return await self.client.open(path, method="POST", data=data, headers=_named(headers))
+        async with self.open(method, path, body, **headers) as connection:
+            data = await read_all(connection)
+            named = {name.lower(): value for name, value in connection.headers.items()}
+            return Answer(connection.status_code, named, data)
 
     @asynccontextmanager
     async def open(self, method: str, path: str, body: Any = None, **headers: str) -> AsyncIterator[Any]:
         """A connection with its request sent: `receive()` is the next piece of the answer, `disconnect()` leaves."""
-        async with self.client.request(path, method=method, headers=_named(headers)) as connection:
+        named = {"host": HOST} | {name.replace("_", "-"): value for name, value in headers.items()}
+        async with self.client.request(path, method=method, headers=named) as connection:
             if body is not None:
-                await connection.send(msgspec.json.encode(body))
+                await connection.send(body if isinstance(body, bytes) else msgspec.json.encode(body))
             await connection.send_complete()
             yield connection
 
     async def generate(self, **more: Any) -> str:
         """The id of a session that runs on without a listener."""
-        response = await self.post("/generate", {"model": "a", "prompt": "hello", **more})
-        assert response.status_code == 202, await response.get_data()
-        body: dict[str, Any] = await response.get_json()
-        return str(body["session_id"])
+        answer = await self.post("/generate", {"model": "a", "prompt": "hello", **more})
+        assert answer.status == 202, answer.body
+        return str(answer.json["session_id"])
 
 
-def _named(headers: Mapping[str, str]) -> dict[str, str]:
-    return {"host": HOST} | {name.replace("_", "-"): value for name, value in headers.items()}
+async def read_all(connection: Any) -> bytes:
+    """The rest of a response's body."""
+    data = b""
+    with contextlib.suppress(trio.EndOfChannel):
+        while True:
+            data += await connection.receive()
+    return data
 
 
 @asynccontextmanager
@@ -90,16 +121,6 @@ async def running_api(
             body_timeout_s=settings.limits.body_timeout_s,
         )
         yield Api(running, engine, app, app.test_client())
-
-
-async def error_of(response: Response) -> dict[str, Any]:
-    """The native error body; its shape is checked here, once for all."""
-    body = await response.get_json()
-    assert set(body) == {"error"}
-    error: dict[str, Any] = body["error"]
-    assert set(error) == {"code", "message", "retryable", "details"}
-    assert error["details"]["request_id"] == response.headers["x-request-id"]
-    return error
 
 
 def ndjson(data: bytes) -> list[dict[str, Any]]:

@@ -58,9 +58,6 @@ def test_shipped_constants(tier):
     )
 
 
-def test_messages_have_three_digits_of_eu():
-
-
 def test_every_number_is_of_its_declared_type():
     for tier in Tier:
         params = load_policies().energy.params(tier)
