@@ -21,6 +21,7 @@ EXIT_UNAVAILABLE: Final = 69
 EXIT_INTERNAL: Final = 70
 EXIT_CONFIG: Final = 78
 EXIT_INTERRUPTED: Final = 130
+LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     def verb(name: str, do: Callable[[argparse.Namespace], int], help_: str) -> argparse.ArgumentParser:
         made = verbs.add_parser(name, help=help_, description=help_[0].upper() + help_[1:] + ".")
         made.add_argument("--config", type=Path, metavar="FILE", help="configuration file (default: ./wf.yaml, if any)")
+        made.add_argument("--log-level", choices=LOG_LEVELS, help="default: info for serve, else warning")
         made.set_defaults(do=do)
         return made
 
@@ -77,7 +79,6 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--level", type=int, choices=range(1, 6), metavar="1-5", help="what is unlocked (default 5)")
     parser.add_argument("--open", action="store_true", help="open the dashboard in the browser")
     parser.add_argument("--port-file", type=Path, metavar="FILE", help="write addresses there once ready (JSON)")
-    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), help="default: info")
     parser.add_argument("--log-format", choices=("text", "json"), help="default: text")
 
 
@@ -133,10 +134,11 @@ def _serve(args: argparse.Namespace) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from engine import console
+    from engine import console, logs
     from engine.oneshot import OneShot, ask_engine, ask_in_process
 
     settings = settings_of(args)
+    logs.configure(args.log_level or "warning", settings.log.format)
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     names = ("temperature", "top_p", "top_k", "max_tokens", "seed", "stop")
     parameters = {name: value for name in names if (value := getattr(args, name)) is not None}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from quart import Blueprint, request
@@ -66,13 +67,19 @@ def model_entry(engine: Engine, model: ModelRef) -> dict[str, Any]:
         "modified_at": model.info.modified_at,
         "digest": model.info.digest,
         "state": status.state,
-        "last_used": None if status.last_used_us is None else status.last_used_us / 1000,
+        "last_used": None if status.last_used_us is None else _wall_time(engine, status.last_used_us),
         "resident_bytes": status.resident_bytes,
         "capabilities": list(model.info.capabilities),
         "details": model.info.details,
         "tps": None if figures is None else figures.tps_average,
         "ttft_ms": None if figures is None else figures.ttft_warm_ms,
     }
+
+
+def _wall_time(engine: Engine, at_us: int) -> str:
+    """A moment of the engine clock as RFC 3339 in UTC."""
+    ago = timedelta(microseconds=engine.clock() - at_us)
+    return (datetime.now(UTC) - ago).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _tell(engine: Engine, model: ModelRef) -> Any:

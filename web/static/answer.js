@@ -1,0 +1,137 @@
+/** The words around a session: its title, state, what it waits for, how it ended, and what its model is. 10 Hz. */
+
+import { byId, counted, fixed, known, put, seconds } from "./format.js";
+import { elapsed } from "./readout.js";
+import { visible } from "./text.js";
+
+/** @typedef {import("./session.js").Session} Session */
+/** @typedef {import("./composer.js").Composer} Composer */
+
+const ENDINGS = new Map([
+  ["finished", "Finished"],
+  ["length", "Finished at max tokens"],
+  ["stop", "Finished at a stop string"],
+  ["aborted", "Stopped"],
+  ["error", "Failed"],
+  ["truncated", "Cut off: the runtime broke off without saying that it was done"],
+  ["shutdown", "Ended by the engine's shutdown"],
+]);
+const GOOD = new Set(["finished", "length", "stop", "aborted"]);
+
+/**
+ * How a session ended, in one line, with the engine's own figures.
+ * @param {Session} session @param {number|null} answeredMs stop latency as /stop told it
+ */
+export function outcome(session, answeredMs) {
+  const { end } = session;
+  if (!end) return session.lost ? "Lost: the engine no longer knows this session" : "";
+  const parts = [ENDINGS.get(end.reason) ?? end.reason];
+  if (end.reason === "aborted") {
+    const latency = end.stop_latency_ms ?? answeredMs;
+    if (known(latency)) parts[0] = `Stopped in ${latency < 10 ? latency.toFixed(1) : Math.round(latency)} ms`;
+  }
+  parts.push(counted(end.totals?.tokens ?? session.tokens, "token"));
+  if (end.reason !== "aborted") parts.push(seconds(end.duration_ms));
+  if (known(end.summary?.tps_average)) parts.push(`${fixed(end.summary.tps_average, 1)} tok/s`);
+  if (known(end.summary?.energy_mean)) parts.push(`mean E ${fixed(end.summary.energy_mean, 2)}`);
+  if (end.summary?.stalls) parts.push(counted(end.summary.stalls, "stall"));
+  if (end.totals?.prompt_tokens_dropped) parts.push(`prompt cut by ${counted(end.totals.prompt_tokens_dropped, "token")}`);
+  return parts.join(" · ");
+}
+
+/** What the session waits for before its first token. @param {Session} session @param {number} now */
+export function waiting(session, now) {
+  if (!session.active || session.tokens > 0) return "";
+  const since = session.reading?.silence_ms ?? now - session.seenAt;
+  const model = session.modelState;
+  const steps = /** @type {Record<string, string>} */ ({ pulling: "pulling", queued: "queued", loading: "loading" });
+  const step = model && steps[model.state] ? `${steps[model.state]} ${session.model}` : "prompt sent";
+  const place = model?.state === "queued" && known(model.position) ? `, place ${model.position}` : "";
+  return `${step}${place} · ${(since / 1000).toFixed(2)} s`;
+}
+
+/** @param {Session|null} session @param {Composer} composer @param {number} now */
+export function showAnswer(session, composer, now) {
+  title(session, composer);
+  state(session);
+  put(byId("waiting"), session ? waiting(session, now) : idle(composer));
+  failure(session?.end?.error ?? null);
+  const box = byId("outcome");
+  const ending = session ? outcome(session, composer.stops.get(session.id)?.answer?.stop_latency_ms ?? null) : "";
+  const cancelling = session !== null && session.active && composer.stops.has(session.id);
+  put(box, session ? (cancelling ? "Cancelling…" : ending || parameters(session)) : "");
+  box.className = `mono ${session?.end ? (GOOD.has(session.end.reason) ? (session.end.reason === "aborted" ? "good" : "quiet") : "bad") : "quiet"}`;
+  about(session, composer, now);
+}
+
+/** @param {Composer} composer */
+function idle(composer) {
+  if (!composer.modelsKnown) return "";
+  if (composer.models.size === 0) return "No model found. Start a model server such as Ollama, pull a model, then reload this page.";
+  return "Nothing is running. Ask something below, or start a session from any other program: it appears here by itself.";
+}
+
+/** @param {Session|null} session @param {Composer} composer */
+function title(session, composer) {
+  const prompt = session && composer.prompts.get(session.id);
+  put(byId("title"), session ? (prompt ? visible(prompt).split("\n")[0] : `${session.model || "Session"} via ${session.origin || "another program"}`) : "Ready");
+  const meta = session ? [`session ${session.id.slice(0, 8)}`, elapsed(session), counted(session.tokens, "token")] : [];
+  put(byId("meta"), meta.join(" · "));
+}
+
+/** @param {Session|null} session */
+function state(session) {
+  const reading = session?.reading ?? null;
+  const name = session ? (session.end ? "DRAINED" : (reading?.state ?? "CHARGING")) : "IDLE";
+  const chip = byId("state");
+  put(chip, name);
+  chip.dataset.state = name;
+  put(byId("model-name"), session ? session.model || "unknown model" : "No session");
+  put(byId("stall"), session?.active && reading?.stall ? `silence ${Math.round(reading.silence_ms)} ms` : "");
+  put(byId("rate"), fixed(reading?.tps, 1));
+}
+
+/** @param {{code?: string, message?: string}|null} error */
+function failure(error) {
+  const box = byId("error");
+  if (box.hidden !== (error === null)) box.hidden = error === null;
+  put(byId("error-code"), error?.code ?? "");
+  put(byId("error-message"), error?.message ?? "");
+}
+
+/** What the runtime states about a model. @param {import("./api.js").Model} model @returns {string[]} */
+function facts({ runtime, details = {}, capabilities = [] }) {
+  const lines = typeof details.about === "string" ? [visible(details.about)] : [];
+  if (details.style) lines.push(`Style: ${visible(String(details.style))}.`);
+  const pace = details.pace_tps > 0 ? `, at a declared pace of ${details.pace_tps} tok/s` : "";
+  lines.push(`Runs in ${runtime}${pace}.`);
+  if (capabilities.length > 0 && !capabilities.includes("logprobs")) lines.push("Reports no log-probabilities.");
+  return lines;
+}
+
+/** The sampling parameters in force. @param {Session} session */
+function parameters(session) {
+  const set = Object.entries(session.parameters).filter(([, value]) => known(value));
+  return set.length > 0 ? set.map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`).join(" · ") : "";
+}
+
+/** Model card: the one that speaks, else the one that is picked. @param {Session|null} session @param {Composer} composer @param {number} now */
+function about(session, composer, now) {
+  const model = composer.models.get(session?.active ? session.model : composer.model.value || (session?.model ?? ""));
+  const box = byId("about");
+  const name = model?.name ?? (session?.active ? session.model : "");
+  const text = model ? facts(model).join("\n") : "";
+  if (box.dataset.shown !== name + text) {
+    box.dataset.shown = name + text;
+    const strong = document.createElement("b");
+    strong.textContent = name || "—";
+    box.replaceChildren(strong, text);
+  }
+  const step = session?.active ? session.modelState : null;
+  const busy = step !== null && ["pulling", "queued", "loading"].includes(step.state) && session?.tokens === 0;
+  byId("loading").hidden = !busy;
+  if (!busy || !step) return;
+  const progress = known(step.progress) ? `${Math.round(step.progress * 100)} %` : `${((now - step.since) / 1000).toFixed(1)} s`;
+  put(byId("loading-text"), `${step.state} · ${progress}${step.reason ? ` · ${step.reason}` : ""}`);
+  byId("loading-bar").style.width = known(step.progress) ? `${step.progress * 100}%` : "0";
+}

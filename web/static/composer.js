@@ -1,0 +1,136 @@
+/** The prompt form: models, parameters, Run and Stop. Prompts stay in this page's memory and go to the engine only. */
+
+import * as api from "./api.js";
+import { byId, put } from "./format.js";
+import { recall, remember } from "./theme.js";
+
+/** @typedef {import("./session.js").Session} Session */
+/** @typedef {import("./api.js").Model} Model */
+
+const PROMPTS = 80;
+const OWN = "embedded"; // the built-in demonstration models' runtime
+
+export class Composer {
+  constructor() {
+    this.form = /** @type {HTMLFormElement} */ (byId("composer"));
+    this.prompt = /** @type {HTMLTextAreaElement} */ (byId("prompt"));
+    this.model = /** @type {HTMLSelectElement} */ (byId("model"));
+    this.run = /** @type {HTMLButtonElement} */ (byId("run"));
+    this.stopButton = /** @type {HTMLButtonElement} */ (byId("stop"));
+    /** @type {Map<string, Model>} */
+    this.models = new Map();
+    this.modelsKnown = false;
+    /** @type {Map<string, string>} prompts of this page's own sessions */
+    this.prompts = new Map();
+    /** @type {Map<string, {answer: api.Stopped|null, failed: string}>} */
+    this.stops = new Map();
+    this.sending = false;
+    this.onAccepted = () => {};
+    this.form.addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.submit();
+    });
+    this.prompt.addEventListener("keydown", (event) => {
+      if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.submit();
+    });
+    this.model.addEventListener("change", () => remember("model", this.model.value));
+  }
+
+  /** Asks the engine which models there are. Own failures are shown, not thrown. */
+  async refreshModels() {
+    try {
+      const models = await api.models();
+      this.models = new Map(models.map((model) => [model.name, model]));
+      this.modelsKnown = true;
+    } catch (error) {
+      this._refuse(error);
+      return;
+    }
+    const wanted = this.model.value || recall("model");
+    const groups = new Map();
+    for (const model of this.models.values()) {
+      const option = new Option(model.name, model.name);
+      if (!groups.has(model.runtime)) groups.set(model.runtime, []);
+      groups.get(model.runtime).push(option);
+    }
+    this.model.replaceChildren(...[...groups].map(([runtime, options]) => group(runtime, options)));
+    const usual = [...this.models.values()].find((model) => model.runtime !== OWN) ?? [...this.models.values()][0];
+    this.model.value = wanted && this.models.has(wanted) ? wanted : (usual?.name ?? "");
+    this.model.disabled = this.models.size === 0;
+  }
+
+  async submit() {
+    const prompt = this.prompt.value;
+    if (this.run.disabled) return;
+    if (!prompt.trim()) {
+      this.prompt.focus();
+      return;
+    }
+    if (!this.form.reportValidity()) return;
+    this.sending = true;
+    put(byId("refusal"), "");
+    byId("refusal").hidden = true;
+    try {
+      const { session_id } = await api.generate({ model: this.model.value, prompt, parameters: this._parameters() });
+      this.prompts.set(session_id, prompt);
+      if (this.prompts.size > PROMPTS) this.prompts.delete(this.prompts.keys().next().value ?? "");
+      this.onAccepted();
+    } catch (error) {
+      this._refuse(error);
+    } finally {
+      this.sending = false;
+    }
+  }
+
+  /** Asks for a stop. Only session_end says that it happened. @param {Session|null} session */
+  async stop(session) {
+    if (!session?.active || this.stops.has(session.id)) return;
+    /** @type {{answer: api.Stopped|null, failed: string}} */
+    const state = { answer: null, failed: "" };
+    this.stops.set(session.id, state);
+    if (this.stops.size > PROMPTS) this.stops.delete(this.stops.keys().next().value ?? "");
+    try {
+      state.answer = await api.stop(session.id);
+    } catch (error) {
+      this.stops.delete(session.id); // so that it can be tried again
+      this._refuse(error);
+    }
+  }
+
+  /** 10 Hz. @param {Session|null} session the one shown @param {boolean} live */
+  show(session, live) {
+    this.run.disabled = this.sending || !live || this.models.size === 0;
+    const cancelling = session !== null && session.active && this.stops.has(session.id);
+    this.stopButton.disabled = !session?.active || cancelling || !live;
+    const label = /** @type {Text} */ (this.stopButton.firstChild);
+    const wording = cancelling ? "Cancelling… " : "Stop ";
+    if (label.data !== wording) label.data = wording;
+  }
+
+  /** @returns {Record<string, number>} */
+  _parameters() {
+    const parameters = /** @type {Record<string, number>} */ ({});
+    for (const [name, id] of [["temperature", "temperature"], ["max_tokens", "max-tokens"]]) {
+      const value = /** @type {HTMLInputElement} */ (byId(id)).valueAsNumber;
+      if (Number.isFinite(value)) parameters[name] = value;
+    }
+    return parameters;
+  }
+
+  /** @param {unknown} error */
+  _refuse(error) {
+    const box = byId("refusal");
+    const code = document.createElement("b");
+    code.textContent = error instanceof api.ApiError ? error.code : "PAGE_ERROR";
+    box.replaceChildren(code, error instanceof Error ? error.message : String(error));
+    box.hidden = false;
+  }
+}
+
+/** @param {string} runtime @param {HTMLOptionElement[]} options */
+function group(runtime, options) {
+  const box = document.createElement("optgroup");
+  box.label = runtime === OWN ? "built-in demonstration models" : runtime;
+  box.append(...options);
+  return box;
+}

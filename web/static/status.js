@@ -1,0 +1,124 @@
+/** The status bar, the banners, the list of sessions and the one voice for screen readers. */
+
+import * as api from "./api.js";
+import { byId, fixed, NONE, put, seconds } from "./format.js";
+import { outcome } from "./answer.js";
+
+/** @typedef {import("./session.js").Session} Session */
+/** @typedef {import("./store.js").Store} Store */
+/** @typedef {import("./connection.js").Connection} Connection */
+
+const BANNER_AFTER_MS = 400;
+const ANNOUNCE_EVERY_MS = 3_000;
+const LISTED = 20;
+
+/** 10 Hz. @param {Store} store @param {Connection} link @param {number} drawnPerSecond @param {number} now */
+export function showStatus(store, link, drawnPerSecond, now) {
+  const received = link.state === "live" ? store.rate.perSecond(now) : null;
+  put(byId("received"), received === null ? NONE : String(received));
+  put(byId("drawn"), String(drawnPerSecond));
+  put(byId("lateness"), fixed(store.perf?.lateness_ms, 1));
+  put(byId("missed"), String(store.gaps));
+  put(byId("merged"), fixed(store.perf?.merged, 0));
+  put(byId("version"), link.engine?.version ?? NONE);
+  put(byId("connection"), link.state === "live" ? "connected" : link.state);
+  const running = [...store.sessions.values()].some((session) => session.active);
+  put(byId("link"), link.state !== "live" ? capital(link.state) : running ? `Live ${received} Hz` : "Ready");
+  byId("link-dot").className = `dot ${link.state === "live" ? "live" : link.state === "connecting" ? "" : "lost"}`;
+}
+
+/** @param {string} word */
+const capital = (word) => word[0].toUpperCase() + word.slice(1);
+
+/** @param {Session|null} session @param {Connection} link @param {boolean} syntheticModel @param {number} now */
+export function showBanners(session, link, syntheticModel, now) {
+  byId("synthetic").hidden = !(session ? session.synthetic : syntheticModel);
+  const box = byId("trouble");
+  const text = trouble(session, link, now);
+  box.hidden = text === "";
+  put(box, text);
+}
+
+/** @param {Session|null} session @param {Connection} link @param {number} now */
+function trouble(session, link, now) {
+  if (link.state === "incompatible") return "The engine speaks another schema than this page. Reload the page.";
+  if (link.state === "live") {
+    const renewed = link.engine && link.firstVersion !== link.engine.version;
+    return renewed ? `The engine was updated to ${link.engine?.version}. Reload the page to match it.` : "";
+  }
+  if (now - link.since < BANNER_AFTER_MS) return "";
+  const wait = link.nextTryAt > now ? `next try in ${((link.nextTryAt - now) / 1000).toFixed(1)} s` : "trying now";
+  const why = link.reason ? ` (${link.reason.replace(/\.$/, "")})` : "";
+  if (link.state === "connecting") return `Connecting to the engine… ${((now - link.since) / 1000).toFixed(1)} s${why}`;
+  const upTo = session?.startUs != null && Number.isFinite(session.nowMs) ? `, showing data up to ${seconds(session.nowMs - session.startUs / 1000)}` : "";
+  return `Reconnecting${why}${upTo}: ${wait}, attempt ${link.attempt}`;
+}
+
+/** What the engine says about where its models run. */
+export async function showLocality() {
+  let words = NONE;
+  let remote = false;
+  try {
+    const { runtimes } = await api.health();
+    const away = runtimes.filter((runtime) => !runtime.local).map((runtime) => runtime.name);
+    remote = away.length > 0;
+    words = remote ? `Not only local: ${away.join(", ")}` : "Local only";
+  } catch {
+    // stays unknown, and says so
+  }
+  put(byId("local"), words);
+  byId("local-pill").classList.toggle("remote", remote);
+  put(byId("local-status"), words);
+}
+
+/** The list of sessions; the empty value follows the newest. 1 Hz, and not while it is open. @param {Store} store */
+export function showSessions(store) {
+  const select = /** @type {HTMLSelectElement} */ (byId("sessions"));
+  if (document.activeElement === select) return;
+  const listed = [...store.sessions.values()].sort((a, b) => Number(b.active) - Number(a.active) || b.order - a.order).slice(0, LISTED);
+  const running = listed.filter((session) => session.active).length;
+  const wanted = [["", `Newest (${running} running)`], ...listed.map((session) => [session.id, sessionLine(session)])];
+  const chosen = select.value;
+  wanted.forEach(([value, label], i) => {
+    const option = select.options[i] ?? select.appendChild(new Option());
+    if (option.value !== value) option.value = value;
+    put(option, label);
+  });
+  while (select.options.length > wanted.length) select.remove(select.options.length - 1);
+  select.value = store.sessions.has(chosen) ? chosen : "";
+}
+
+/** @param {Session} session */
+function sessionLine(session) {
+  const state = session.end ? session.end.reason : session.lost ? "lost" : (session.reading?.state ?? "CHARGING").toLowerCase();
+  return `${session.id.slice(0, 6)} · ${session.model || "?"} · ${session.origin || "?"} · ${state}`;
+}
+
+/** Speaks at boundaries only, at most every three seconds; stalls may be left out, endings are kept for later. */
+export class Announcer {
+  constructor() {
+    this._spokeAt = -ANNOUNCE_EVERY_MS;
+    this._pending = "";
+  }
+
+  /** @param {import("./store.js").Notice[]} notices drained here @param {Session|null} shown @param {number} now */
+  speak(notices, shown, now) {
+    for (const { kind, session } of notices.splice(0)) {
+      if (session !== shown) continue;
+      if (kind === "stalled" && (this._pending || now - this._spokeAt < ANNOUNCE_EVERY_MS)) continue;
+      this._pending = sentence(kind, session);
+    }
+    if (!this._pending || now - this._spokeAt < ANNOUNCE_EVERY_MS) return;
+    byId("announcer").textContent = this._pending;
+    this._pending = "";
+    this._spokeAt = now;
+  }
+}
+
+/** @param {import("./store.js").Notice["kind"]} kind @param {Session} session */
+function sentence(kind, session) {
+  if (kind === "started") return `${session.model} started`;
+  if (kind === "stalled") return `${session.model} stalled`;
+  if (kind === "lost") return "The engine restarted, the session is lost";
+  return `${session.model}: ${outcome(session, null)}`;
+}

@@ -1,0 +1,192 @@
+/** Reads frames into sessions. Called from onmessage: it only writes memory, the animation frame reads it. No DOM. */
+
+import { Session } from "./session.js";
+
+const SESSIONS = 80; // 64 can run at once
+const NOTICES = 32;
+const RATE_SAMPLES = 256;
+
+/** Events per second over the last second, from at most RATE_SAMPLES stamps. */
+export class Rate {
+  constructor() {
+    /** @type {number[]} */
+    this._stamps = [];
+  }
+
+  /** @param {number} now */
+  mark(now) {
+    this._stamps.push(now);
+    if (this._stamps.length > RATE_SAMPLES) this._stamps.shift();
+  }
+
+  /** @param {number} now */
+  perSecond(now) {
+    while (this._stamps.length > 0 && this._stamps[0] <= now - 1000) this._stamps.shift();
+    return this._stamps.length;
+  }
+}
+
+/** @typedef {{kind: "started"|"stalled"|"ended"|"lost", session: Session}} Notice */
+
+export class Store {
+  constructor() {
+    /** @type {Map<string, Session>} */
+    this.sessions = new Map();
+    this.boot = "";
+    this.framesReceived = 0;
+    this.gaps = 0;
+    this.frame = -1;
+    /** @type {Record<string, number>|null} */
+    this.perf = null;
+    this.rate = new Rate();
+    /** @type {Notice[]} boundaries, for whoever drains them once per animation frame */
+    this.notices = [];
+    this.unknownEvents = 0;
+    this._order = 0;
+  }
+
+  /** @param {any} message one decoded WebSocket message @param {number} now */
+  ingest(message, now) {
+    if (typeof message.frame === "number") this._count(message, now);
+    for (const event of message.events ?? []) this._event(event, message.mono_ms, now);
+  }
+
+  /** The session that began last. It stays the newest after its end, so an answer is not taken from under the reader. */
+  newest() {
+    /** @type {Session|null} */
+    let best = null;
+    for (const session of this.sessions.values()) if (!best || session.order > best.order) best = session;
+    return best;
+  }
+
+  /** @param {any} message @param {number} now */
+  _count(message, now) {
+    this.framesReceived += 1;
+    this.rate.mark(now);
+    this.perf = message.perf ?? this.perf;
+    const missed = this.frame < 0 ? 0 : message.frame - this.frame - 1;
+    this.frame = message.frame;
+    if (missed <= 0) return;
+    this.gaps += missed;
+    for (const session of this.sessions.values()) if (session.active && session.reading) session.columns.gap(missed);
+  }
+
+  /** @param {any} event @param {number} monoMs @param {number} now */
+  _event({ type, session_id: id, payload }, monoMs, now) {
+    switch (type) {
+      case "energy.update":
+        this._energy(this._session(id, now), payload, monoMs);
+        break;
+      case "experience.token": {
+        const session = this._session(id, now);
+        session.streamId ||= payload.stream_id; // one stream per session on this page: the first
+        session.model ||= payload.model;
+        if (session.streamId === payload.stream_id) session.take(payload.tokens);
+        break;
+      }
+      case "experience.session_start":
+        this._start(this._session(id, now), payload);
+        break;
+      case "experience.session_end":
+        this._end(this._session(id, now), payload);
+        break;
+      case "experience.model":
+        if (id) this._session(id, now).modelState = { ...payload, since: now };
+        break;
+      case "system.hello":
+        this._hello(payload);
+        break;
+      case "system.state_snapshot":
+        this._snapshot(payload, now);
+        break;
+      default:
+        if (!type?.startsWith("system.")) this.unknownEvents += 1;
+    }
+  }
+
+  /** @param {Session} session @param {any} payload @param {number} monoMs */
+  _energy(session, payload, monoMs) {
+    const before = session.reading?.state;
+    session.update(payload, monoMs);
+    if (session.reading?.state === "STALLING" && before !== "STALLING") this._notice("stalled", session);
+  }
+
+  /** @param {Session} session @param {any} payload */
+  _start(session, payload) {
+    session.model = payload.models[0] ?? "";
+    session.streamId = payload.streams?.[0]?.stream_id ?? session.streamId;
+    session.origin = payload.origin;
+    session.synthetic = payload.synthetic === true;
+    session.energyParams = payload.energy_params;
+    session.parameters = payload.parameters ?? {};
+    session.startUs = payload.start_us ?? null;
+    this._notice("started", session);
+  }
+
+  /** @param {Session} session @param {any} payload */
+  _end(session, payload) {
+    session.end = payload;
+    session.ttftMs = payload.ttft_ms;
+    this._notice("ended", session);
+  }
+
+  /** @param {any} payload */
+  _hello(payload) {
+    if (this.boot && this.boot !== payload.boot) this.frame = -1; // another engine life counts from its own zero
+    this.boot = payload.boot;
+  }
+
+  /** @param {any} payload @param {number} now */
+  _snapshot(payload, now) {
+    const known = new Set();
+    const running = (/** @type {any} */ state) => Number(state.end === null);
+    const byAge = (/** @type {any} */ a, /** @type {any} */ b) => running(a) - running(b) || a.started_ms - b.started_ms;
+    for (const state of [...payload.sessions].sort(byAge)) {
+      known.add(state.session_id);
+      const session = this._session(state.session_id, now);
+      const stream = state.streams?.[0];
+      session.model = stream?.model ?? state.models?.[0] ?? session.model;
+      session.streamId = stream?.stream_id ?? session.streamId;
+      session.origin = state.origin ?? session.origin;
+      session.synthetic = state.synthetic === true;
+      session.energyParams = state.energy_params ?? session.energyParams;
+      session.startUs = typeof state.started_ms === "number" ? state.started_ms * 1000 : session.startUs;
+      session.ttftMs = state.ttft_ms;
+      session.tokens = state.tokens;
+      session.euTotal = state.eu_total ?? NaN;
+      session.reading = state.last_energy?.streams?.[0] ?? session.reading;
+      session.arrivals = [];
+      session.end = state.end;
+      session.lost = false;
+      session.restoreText(stream?.text ?? {});
+    }
+    for (const session of this.sessions.values()) {
+      if (!session.active || known.has(session.id)) continue;
+      session.lost = true;
+      this._notice("lost", session);
+    }
+  }
+
+  /** @param {string} id @param {number} now @returns {Session} */
+  _session(id, now) {
+    let session = this.sessions.get(id);
+    if (session) return session;
+    session = new Session(id, now);
+    session.order = this._order += 1;
+    this.sessions.set(id, session);
+    if (this.sessions.size > SESSIONS) this._forget();
+    return session;
+  }
+
+  /** Drops the oldest ended session, or the oldest of all. */
+  _forget() {
+    const byAge = [...this.sessions.values()];
+    this.sessions.delete((byAge.find((session) => !session.active) ?? byAge[0]).id);
+  }
+
+  /** @param {Notice["kind"]} kind @param {Session} session */
+  _notice(kind, session) {
+    this.notices.push({ kind, session });
+    if (this.notices.length > NOTICES) this.notices.shift();
+  }
+}

@@ -1,0 +1,162 @@
+/** Streamed text: made safe to look at, appended in small blocks, followed only while the reader is at the end. */
+
+export const BLOCK_CHARS = 800;
+const DOM_CHARS = 65_536;
+const NEAR_END_PX = 24;
+
+// Everything that would act instead of show: C0 except tab and newline, DEL, C1, bidi marks, embeddings and isolates,
+// line and paragraph separators.
+const ACTING = /[\u0000-\u0008\u000B-\u001F\u007F-\u009F\u061C\u200E\u200F\u2028-\u202E\u2066-\u2069]/g;
+
+/**
+ * Model text with every acting character replaced by a visible symbol, and half surrogate pairs by U+FFFD.
+ * @param {string} text
+ */
+export function visible(text) {
+  return text.toWellFormed().replace(ACTING, (character) => {
+    const code = character.charCodeAt(0);
+    if (code < 0x20) return String.fromCharCode(0x2400 + code); // ␛ and its kin
+    if (code === 0x7f) return "\u2421";
+    return `‹U+${code.toString(16).toUpperCase().padStart(4, "0")}›`;
+  });
+}
+
+/**
+ * Where to cut `text` so that the first part has at most `room` units: after a newline or a space if there is one in
+ * the second half, and never inside a surrogate pair.
+ * @param {string} text longer than `room`
+ * @param {number} room at least 2
+ */
+export function cutAt(text, room) {
+  for (const mark of ["\n", " "]) {
+    const at = text.lastIndexOf(mark, room - 1) + 1;
+    if (at > room / 2) return at;
+  }
+  const code = text.charCodeAt(room - 1);
+  return code >= 0xd800 && code <= 0xdbff ? room - 1 : room;
+}
+
+/** Shows one session's text in `box`, a child of the scrolling `scroller`. */
+export class TextView {
+  /** @param {HTMLElement} box @param {HTMLElement} scroller @param {HTMLButtonElement} pill */
+  constructor(box, scroller, pill) {
+    this.box = box;
+    this.scroller = scroller;
+    this.pill = pill;
+    this.following = true;
+    this._session = "";
+    this._epoch = -1;
+    this._shown = 0; // UTF-16 units of the session's text that are in the DOM, or were
+    this._domChars = 0;
+    this._unread = 0;
+    this._tokens = 0;
+    this._blockKind = "";
+    /** @type {Text|null} */
+    this._tail = null;
+    scroller.addEventListener("scroll", () => this._scrolled(), { passive: true });
+    pill.addEventListener("click", () => this.toEnd());
+    new ResizeObserver(() => this.following && this.toEnd()).observe(scroller);
+  }
+
+  /** Appends what is new. Once per animation frame. @param {import("./session.js").Session} session */
+  sync(session) {
+    if (session.id !== this._session || session.epoch !== this._epoch) this._reset(session);
+    this.box.classList.toggle("live", session.active && session.tokens > 0);
+    if (session.chars === this._shown) return;
+    for (const { kind, text, start } of session.segments) {
+      const end = start + text.length;
+      if (end > this._shown) this._append(kind, visible(text.slice(Math.max(0, this._shown - start))));
+    }
+    this._shown = session.chars;
+    this._unread = this.following ? 0 : this._unread + session.tokens - this._tokens;
+    this._tokens = session.tokens;
+    this._trim();
+    if (this.following) this.toEnd();
+    this._label();
+  }
+
+  clear() {
+    this.box.replaceChildren();
+    this._session = "";
+    this._label();
+  }
+
+  toEnd() {
+    this.following = true;
+    this._unread = 0;
+    this.scroller.scrollTop = this.scroller.scrollHeight;
+    this._label();
+  }
+
+  /** @param {import("./session.js").Session} session */
+  _reset(session) {
+    this.box.replaceChildren();
+    this._session = session.id;
+    this._epoch = session.epoch;
+    this._shown = session.segments[0]?.start ?? 0;
+    this._domChars = 0;
+    this._tokens = session.tokens;
+    this._tail = null;
+    this._blockKind = "";
+    this.toEnd();
+    if (this._shown > 0) this._note();
+  }
+
+  /** @param {string} kind @param {string} text */
+  _append(kind, text) {
+    if (kind !== this._blockKind) this._tail = null;
+    this._blockKind = kind;
+    while (text) {
+      const tail = this._tail ?? this._open(kind);
+      const room = BLOCK_CHARS - tail.length;
+      const length = text.length <= room ? text.length : room < 2 ? 0 : cutAt(text, room);
+      tail.appendData(text.slice(0, length));
+      this._domChars += length;
+      text = text.slice(length);
+      if (text || (tail.length > BLOCK_CHARS / 2 && tail.data.endsWith("\n"))) this._tail = null;
+    }
+  }
+
+  /** @param {string} kind @returns {Text} */
+  _open(kind) {
+    const block = document.createElement("div");
+    if (kind !== "answer") block.className = kind === "thinking" ? "thinking" : "tool";
+    this._tail = document.createTextNode("");
+    block.append(this._tail);
+    this.box.append(block);
+    return this._tail;
+  }
+
+  _trim() {
+    let dropped = false;
+    while (this._domChars > DOM_CHARS && this.box.childElementCount > 2) {
+      const first = /** @type {Element} */ (this.box.querySelector("div:not(.note)"));
+      this._domChars -= first.textContent?.length ?? 0;
+      first.remove();
+      dropped = true;
+    }
+    if (dropped) this._note();
+  }
+
+  /** Says at the top that the beginning is no longer here. */
+  _note() {
+    if (this.box.firstElementChild?.className === "note") return;
+    const note = document.createElement("div");
+    note.className = "note";
+    note.textContent = "… earlier text is no longer shown here";
+    this.box.prepend(note);
+  }
+
+  _scrolled() {
+    const { scrollTop, scrollHeight, clientHeight } = this.scroller;
+    this.following = scrollHeight - clientHeight - scrollTop <= NEAR_END_PX;
+    if (this.following) this._unread = 0;
+    this._label();
+  }
+
+  _label() {
+    const hidden = this.following || this._unread === 0;
+    if (this.pill.hidden !== hidden) this.pill.hidden = hidden;
+    if (!hidden) this.pill.textContent = `↓ ${this._unread} new tokens`;
+  }
+}
