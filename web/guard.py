@@ -271,8 +271,9 @@ class _Answer:
     started: bool = False
 
     async def send(self, message: dict[str, Any]) -> None:
-        """Not cut short by cancellation. quart-trio cancels itself inside its last send, because that one tells its own
-        reader "disconnected"; and hypercorn, cancelled inside a send, no longer knows what it has sent."""
+        """Cancelled before, never in the middle. quart-trio cancels itself inside its last send, because that one tells
+        its own reader "disconnected"; and hypercorn, cancelled inside a send, no longer knows what it has sent."""
+        await trio.lowlevel.checkpoint_if_cancelled()
         start = message["type"] == "http.response.start"
         if start:
             headers = message["headers"] = list(message.get("headers", ()))
