@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from typing import Any, Final
+from urllib.parse import unquote
 
 import attrs
 import msgspec
 import trio
-from quart.typing import TestClientProtocol
 from quart_trio import QuartTrio
 
 from actors.clock import EngineClock
@@ -25,9 +24,12 @@ from web.guard import HttpCounters
 from web.handles import Engine
 from web.page import Asset
 
+Message = MutableMapping[str, Any]
+
 HOST: Final = "127.0.0.1:8145"
 TOKEN: Final = "7" * 64
 WS_PORT: Final = 8146
+PIECES_MAX: Final = 10
 ASSETS: Final = {
     "index.html": Asset(b"<!doctype html>", "text/html; charset=utf-8", '"page-1"'),
     "app.js": Asset(b"'use strict'", "text/javascript; charset=utf-8", '"app-1"'),
@@ -58,13 +60,59 @@ class Answer:
 
 
 @attrs.define(eq=False)
+class Connection:
+    """The client's end of one request, as ASGI sees it. PIECES_MAX pieces of the answer wait for a client that does not
+    read; then the app is held."""
+
+    status: int = 0
+    headers: dict[str, str] = attrs.field(factory=dict)
+    _asked: tuple[trio.MemorySendChannel[Message], trio.MemoryReceiveChannel[Message]] = attrs.field(
+        factory=lambda: trio.open_memory_channel[Message](8)
+    )
+    _pieces: tuple[trio.MemorySendChannel[bytes], trio.MemoryReceiveChannel[bytes]] = attrs.field(
+        factory=lambda: trio.open_memory_channel[bytes](PIECES_MAX)
+    )
+
+    async def serve(self, app: QuartTrio, scope: Message) -> None:
+        with self._pieces[0]:
+            await app(scope, self._asked[1].receive, self.send)  # type: ignore[arg-type]
+
+    def ask(self, body: bytes, *, whole: bool) -> None:
+        self._asked[0].send_nowait({"type": "http.request", "body": body, "more_body": not whole})
+
+    def leave(self) -> None:
+        self._asked[0].send_nowait({"type": "http.disconnect"})
+
+    async def receive(self) -> bytes:
+        """The next piece of the body; empty at its end."""
+        try:
+            return await self._pieces[1].receive()
+        except trio.EndOfChannel:
+            return b""
+
+    async def read_all(self) -> bytes:
+        """The rest of the body."""
+        data = b""
+        while piece := await self.receive():
+            data += piece
+        return data
+
+    async def send(self, message: Message) -> None:
+        await trio.lowlevel.checkpoint()
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            self.headers = {name.decode().lower(): value.decode("latin-1") for name, value in message["headers"]}
+        elif message["body"]:
+            await self._pieces[0].send(message["body"])
+
+
+@attrs.define(eq=False)
 class Api:
-    """`ask` and `post` give the whole answer; `open` gives the connection, for streams and for leaving."""
+    """`ask`, `get` and `post` give the whole answer; `open` gives the connection, for streams and for leaving."""
 
     slice: Slice
     engine: Engine
     app: QuartTrio
-    client: TestClientProtocol
 
     async def get(self, path: str, **headers: str) -> Answer:
         return await self.ask("GET", path, **headers)
@@ -75,19 +123,29 @@ class Api:
     async def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Answer:
         """`body` is sent as JSON; bytes go out as they are."""
         async with self.open(method, path, body, **headers) as connection:
-            data = await read_all(connection)
-            named = {name.lower(): value for name, value in connection.headers.items()}
-            return Answer(connection.status_code, named, data)
+            data = await connection.read_all()
+            return Answer(connection.status, connection.headers, data)
 
     @asynccontextmanager
-    async def open(self, method: str, path: str, body: Any = None, **headers: str) -> AsyncIterator[Any]:
-        """A connection with its request sent: `receive()` is the next piece of the answer, `disconnect()` leaves."""
-        named = {"host": HOST} | {name.replace("_", "-"): value for name, value in headers.items()}
-        async with self.client.request(path, method=method, headers=named) as connection:
-            if body is not None:
-                await connection.send(body if isinstance(body, bytes) else msgspec.json.encode(body))
-            await connection.send_complete()
+    async def open(
+        self,
+        method: str,
+        path: str,
+        body: Any = None,
+        *,
+        whole: bool = True,
+        connection: Connection | None = None,
+        **headers: str,
+    ) -> AsyncIterator[Connection]:
+        """A connection with its request sent (all of it, if `whole`). The client leaves at the end of the block."""
+        data = body if isinstance(body, bytes) else b"" if body is None else msgspec.json.encode(body)
+        named = {"host": HOST, "content-length": str(len(data) + (not whole)), **headers}
+        connection = connection or Connection()
+        connection.ask(data, whole=whole)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(connection.serve, self.app, _scope(method, path, named))
             yield connection
+            connection.leave()
 
     async def generate(self, **more: Any) -> str:
         """The id of a session that runs on without a listener."""
@@ -96,13 +154,20 @@ class Api:
         return str(answer.json["session_id"])
 
 
-async def read_all(connection: Any) -> bytes:
-    """The rest of a response's body."""
-    data = b""
-    with contextlib.suppress(trio.EndOfChannel):
-        while True:
-            data += await connection.receive()
-    return data
+def _scope(method: str, target: str, headers: Mapping[str, str]) -> Message:
+    path, _, query = target.partition("?")
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": "1.1",
+        "method": method,
+        "scheme": "http",
+        "path": unquote(path),
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "root_path": "",
+        "headers": [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()],
+    }
 
 
 @asynccontextmanager
@@ -120,7 +185,7 @@ async def running_api(
             body_bytes_max=settings.limits.body_bytes_max,
             body_timeout_s=settings.limits.body_timeout_s,
         )
-        yield Api(running, engine, app, app.test_client())
+        yield Api(running, engine, app)
 
 
 def ndjson(data: bytes) -> list[dict[str, Any]]:
