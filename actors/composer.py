@@ -58,9 +58,8 @@ class FrameComposer:
             while not self._ended:
                 goal = await self._collect(signals, tick, paced)
                 due = max(goal, self._tick_now())
-                paced = self._busy
-                self._offer(self._compose(due, missed=due - goal if paced else 0))
-                tick = due
+                self._offer(self._compose(due, missed=due - goal if self._busy else 0))
+                tick, paced = due, self._busy  # busy now, after the frame: else the next tick may be any
         if self._busy:
             await self.frames.put(self._compose(tick + 1, missed=0))
 

@@ -11,7 +11,7 @@ from engine.domain.errors import EngineError
 from engine.domain.events import Event
 from engine.domain.frames import Frame
 from engine.domain.generation import Clock
-from transport.wire.commands import Ping, Resync, Subscribe, Subscription, Unsubscribe, parse_command
+from transport.wire.commands import Ping, Resync, Subscribe, Subscription, Unsubscribe, message_id, parse_command
 from transport.wire.frames import encode_frame, text_frame
 
 REPLIES_MAX: Final = 128  # unsent answers to commands; a client that only asks and never reads is closed
@@ -83,7 +83,7 @@ class FrameClient:
                     self.reply("system.state_snapshot", {"id": command.id, **self.services.snapshot()})
         except EngineError as error:
             self.services.counters.bad_messages += 1
-            self.reply("system.error", error.as_dict())
+            self.reply("system.error", {"id": message_id(message), **error.as_dict()})
 
     def detach(self) -> None:
         self.gone = True

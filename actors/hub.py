@@ -27,6 +27,7 @@ from transport.wire.frames import (
     encode_event,
     encode_frame,
     encode_line,
+    encode_notice,
     encode_payload,
     encode_system,
     text_frame,
@@ -108,7 +109,11 @@ class FrameHub:
 
     def follow(self, session_id: str, *, energy: bool) -> Follower:
         """The events of one session from its start. The caller knows that the session exists; `unfollow` when done."""
-        return self._log(session_id).follow(energy)
+        return self._log(session_id).follow(energy, lambda type_, payload: self.notice(type_, session_id, payload))
+
+    def notice(self, type_: str, session_id: str, payload: dict[str, Any]) -> bytes:
+        """A line about the event stream itself, stamped now."""
+        return encode_notice(type_, session_id, payload, self.wall_ms(), self.clock() / 1000)
 
     def unfollow(self, session_id: str, follower: Follower) -> None:
         if (log := self._logs.get(session_id)) is not None:

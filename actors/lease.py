@@ -75,3 +75,4 @@ class Lease:
     model: ModelRef
     stream: bool  # False: only bring it into memory
     ticket: Ticket
+    pin: bool = False

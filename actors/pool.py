@@ -73,6 +73,8 @@ class _Entry:
     last_used_us: int = 0
     used: bool = False
     evicted: tuple[str, ...] = ()
+    room_for: set[str] = attrs.field(factory=set)  # models that must be out before its load may begin
+    pinned: bool = False
     waiting: list[Lease] = attrs.field(factory=list)  # for the load to end
     unloads: list[Reply[int]] = attrs.field(factory=list)
 
@@ -190,7 +192,9 @@ class ModelPool:
                 name,
                 entry.leases + sum(1 for lease in entry.waiting if lease.stream and not lease.ticket.abandoned),
                 entry.last_used_us,
-                busy=entry.state is not ModelState.READY,
+                loading=entry.state is ModelState.LOADING,
+                leaving=entry.state is ModelState.UNLOADING,
+                pinned=entry.pinned,
             )
             for name, entry in self._entries.items()
         ]
@@ -204,6 +208,7 @@ class ModelPool:
             resident_bytes=entry.loaded.resident_bytes,
             evicted=entry.evicted if cold else (),
         )
+        entry.pinned |= lease.pin
         if lease.ticket.settle(grant) and lease.stream:
             entry.leases += 1
             entry.used = True
@@ -214,7 +219,10 @@ class ModelPool:
             self._start_unload(self._entries[victim])
         self._failures.pop(model.name, None)
         entry = self._entries[model.name] = _Entry(model, evicted=decision.evict)
-        self._spawn(self._load, model)
+        if len(self._entries) > self.caps.loaded_models_max:
+            entry.room_for = {name for name, e in self._entries.items() if e.state is ModelState.UNLOADING}
+        if not entry.room_for:
+            self._spawn(self._load, model)
         return entry
 
     def _load_done(self, done: _LoadDone) -> None:
@@ -252,6 +260,11 @@ class ModelPool:
         entry = self._entries.pop(done.model)
         for reply in entry.unloads:
             reply.set(done.freed_bytes)
+        for waiting in self._entries.values():
+            if done.model in waiting.room_for:
+                waiting.room_for.discard(done.model)
+                if not waiting.room_for:
+                    self._spawn(self._load, waiting.ref)
 
     # ── the pool's own tasks ──
 
@@ -302,9 +315,11 @@ class PoolHandle:
         finally:
             self._leave(model, ticket)
 
-    async def load(self, model: ModelRef, tell: Tell) -> Grant:
-        """Bring a model into memory without using it. Cancelled here: the load goes on for whoever else wants it."""
-        ticket = self._ticket(model, stream=False)
+    async def load(self, model: ModelRef, tell: Tell, *, pin: bool = False) -> Grant:
+        """Bring a model into memory without using it; pinned, it stays until it is unloaded on purpose.
+
+        Cancelled here: the load goes on for whoever else wants it."""
+        ticket = self._ticket(model, stream=False, pin=pin)
         try:
             return await ticket.settled(tell)
         finally:
@@ -316,9 +331,9 @@ class PoolHandle:
         self._send(Unload(model, reply))
         return await reply.wait()
 
-    def _ticket(self, model: ModelRef, *, stream: bool) -> Ticket:
+    def _ticket(self, model: ModelRef, *, stream: bool, pin: bool = False) -> Ticket:
         ticket = Ticket()
-        self._send(Lease(model, stream, ticket))
+        self._send(Lease(model, stream, ticket, pin))
         return ticket
 
     def _leave(self, model: ModelRef, ticket: Ticket) -> None:

@@ -26,6 +26,7 @@ from engine.domain.generation import (
 )
 from engine.domain.models import ModelState
 
+RETRY_AFTER_S: Final = 1
 ENDED_MAX: Final = 4_096  # records of ended sessions kept for a later /stop or /stream
 
 logger = logging.getLogger("wf.session")
@@ -199,10 +200,12 @@ class SessionTable:
         """A new session, running at once. Raises Overloaded when too many are alive or the engine is stopping."""
         self._prune()
         if self._closing or self._nursery is None:
-            raise Overloaded("the engine is stopping")
+            raise Overloaded("the engine is stopping", retry_after_s=RETRY_AFTER_S)
         if self.live >= self.live_max:
             raise Overloaded(
-                f"{self.live_max} sessions are alive, the most allowed", limit=self.live_max, retry_after_s=1
+                f"{self.live_max} sessions are alive, the most allowed",
+                limit=self.live_max,
+                retry_after_s=RETRY_AFTER_S,
             )
         session = Session(self.new_id(), asked, self.pool, self.signals, self.clock, self.energy_params, self.timeouts)
         self._sessions[session.id] = session

@@ -16,27 +16,26 @@ from engine.domain.events import (
     SessionStartPayload,
     TokensPayload,
 )
-from transport.wire.frames import SCHEMA_VERSION
 
 TEXT_TAIL_BYTES_MAX: Final = 64 * 1024  # per stream and kind, in snapshots
-FOLLOWER_BYTES_MAX: Final = 2 * 1024 * 1024  # waiting for one reader of an event stream, its backlog included
+FOLLOWER_BYTES_MAX: Final = 1024 * 1024  # waiting for one reader of an event stream, besides the backlog it began with
 
 
 @attrs.frozen
 class Line:
-    """One event of a session outside a frame. `number` counts the session's events from 1."""
+    """One event of a session outside a frame, as JSON."""
 
-    number: int
     type: str
     data: bytes
 
 
 @attrs.define(eq=False)
 class Follower:
-    """A reader of one session's events. Never makes the hub wait: past FOLLOWER_BYTES_MAX it is cut off
+    """A reader of one session's events. Never makes the hub wait: past `bytes_max` it is cut off
     (`overflowed`)."""
 
     energy: bool
+    bytes_max: int
     overflowed: bool = False
     ended: bool = False
     _lines: deque[Line] = attrs.field(factory=deque)
@@ -47,7 +46,7 @@ class Follower:
         if self.ended:
             return
         self._waiting_bytes += len(line.data)
-        if self._waiting_bytes > FOLLOWER_BYTES_MAX:
+        if self._waiting_bytes > self.bytes_max:
             self.overflowed = True
             self._lines.clear()
             self.finish()
@@ -78,8 +77,7 @@ class SessionLog:
     backlog_bytes_max: int
     lines: deque[Line] = attrs.field(factory=deque)
     size_bytes: int = 0
-    truncated_before: int = 0  # numbers up to this one are gone
-    count: int = 0
+    lines_gone: int = 0  # from the beginning
     start: SessionStartPayload | None = None
     energy: EnergyUpdatePayload | None = None
     end: SessionEndPayload | None = None
@@ -91,12 +89,11 @@ class SessionLog:
 
     def add(self, event: Event, line: Callable[[], bytes], now_us: int) -> None:
         """Take one event; `line` gives its bytes when somebody needs them."""
-        self.count += 1
         self._picture(event, now_us)
         energy = isinstance(event.payload, EnergyUpdatePayload)
         readers = [f for f in self.followers if f.energy or not energy]
         if not energy or readers:
-            item = Line(self.count, event.type, line())
+            item = Line(event.type, line())
             if not energy:
                 self._keep(item)
             for follower in readers:
@@ -106,11 +103,13 @@ class SessionLog:
                 follower.finish()
             self.followers.clear()
 
-    def follow(self, energy: bool) -> Follower:
-        """A reader from the session's start on (as far as the backlog reaches)."""
-        follower = Follower(energy)
-        if self.truncated_before:
-            follower.push(Line(self.truncated_before, "system.truncated_before", self._truncation_notice()))
+    def follow(self, energy: bool, notice: Callable[[str, dict[str, Any]], bytes]) -> Follower:
+        """A reader from the session's start on; when the backlog does not reach that far, `notice` makes the line that
+        says so."""
+        follower = Follower(energy, FOLLOWER_BYTES_MAX + self.size_bytes)
+        if self.lines_gone:
+            gone = notice("system.truncated_before", {"events_gone": self.lines_gone})
+            follower.push(Line("system.truncated_before", gone))
         for line in self.lines:
             follower.push(line)
         if self.end is not None:
@@ -124,7 +123,7 @@ class SessionLog:
             self.followers.remove(follower)
 
     def forget_lines(self) -> None:
-        self.truncated_before = self.count
+        self.lines_gone += len(self.lines)
         self.lines.clear()
         self.size_bytes = 0
 
@@ -162,19 +161,13 @@ class SessionLog:
             return None
         return (self.first_token_us - self.start.start_us) / 1000
 
-    def _truncation_notice(self) -> bytes:
-        return (
-            f'{{"v":"{SCHEMA_VERSION}","type":"system.truncated_before","session_id":"{self.session_id}",'
-            f'"payload":{{"number":{self.truncated_before}}}}}'
-        ).encode()
-
     def _keep(self, line: Line) -> None:
         self.lines.append(line)
         self.size_bytes += len(line.data)
         while self.size_bytes > self.backlog_bytes_max:
             gone = self.lines.popleft()
             self.size_bytes -= len(gone.data)
-            self.truncated_before = gone.number
+            self.lines_gone += 1
 
     def _picture(self, event: Event, now_us: int) -> None:
         match event.payload:
@@ -194,6 +187,6 @@ class SessionLog:
         kinds = self._texts.setdefault(tokens.stream_id, {})
         for sample in tokens.samples:
             tail = kinds.setdefault(sample.token.kind, bytearray())
-            tail += sample.token.text.encode("utf-8", "surrogatepass")
+            tail += sample.token.text.encode()
             if len(tail) > 2 * TEXT_TAIL_BYTES_MAX:
                 del tail[:-TEXT_TAIL_BYTES_MAX]

@@ -10,7 +10,7 @@ import trio
 
 from actors.kernel import Outlet
 from engine.domain.alignment import TokenLedger
-from engine.domain.errors import UpstreamTimeout, UpstreamTruncated
+from engine.domain.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamTruncated
 from engine.domain.events import SessionSignal, StreamRef, TokenBatch
 from engine.domain.generation import Chunk, GenerationEnd, GenerationRequest, Runtime
 
@@ -63,6 +63,7 @@ class ModelStream:
         raise UpstreamTimeout(f"{self.runtime.name} sent nothing for {limit_s:g} s", limit_s=limit_s)
 
     async def _pass_on(self, chunk: Chunk) -> None:
+        _refuse_surrogates(chunk, self.runtime.name)
         tokens = self._ledger.take(chunk, throttled=self._held_s > 0)
         if not tokens:
             return
@@ -74,3 +75,15 @@ class ModelStream:
             batch = TokenBatch(self.ref, tokens[at : at + BATCH_TOKENS_MAX], held_us)
             self._held_s += await self.signals.put(batch)
             self.tokens += len(batch.tokens)
+
+
+def _refuse_surrogates(chunk: Chunk, runtime: str) -> None:
+    """Half a surrogate pair is no text: it cannot be sent on. Raises UpstreamProtocolError."""
+    texts = [chunk.text]
+    for entry in chunk.logprobs:
+        texts.append(entry.token)
+        texts.extend(candidate.token for candidate in entry.top)
+    try:
+        "".join(texts).encode()
+    except UnicodeEncodeError:
+        raise UpstreamProtocolError(f"{runtime} sent text that is not valid Unicode") from None

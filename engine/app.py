@@ -119,7 +119,7 @@ async def running(
         raise
     http_port, ws_port = bound_port(http_listener), bound_port(ws_listener)
     edges: dict[str, Any] = {}
-    engine = _handles(core, settings, policies, tier, folder.token, ws_port, edges)
+    engine = handles(core, settings, policies, tier, folder.token, ws_port, edges)
     assets = await trio.to_thread.run_sync(read_assets)
     http = HttpServer(
         create_app(
@@ -184,7 +184,7 @@ def _publish(folder: StateFolder, address: EngineAddress, port_file: Path | None
         write_address(port_file, address)
 
 
-def _handles(
+def handles(
     core: Core,
     settings: Settings,
     policies: Policies,

@@ -19,12 +19,15 @@ class PoolCaps:
 
 @attrs.frozen
 class Slot:
-    """One model in memory or on its way there. `leases` are streams using it now."""
+    """One model in memory, on its way there, or `leaving`. `leases` are streams using it or waiting for its load. A
+    pinned one is never evicted."""
 
     model: str
     leases: int
     last_used_us: int
-    busy: bool = False  # loading or unloading
+    loading: bool = False
+    leaving: bool = False
+    pinned: bool = False
 
 
 @attrs.frozen
@@ -54,10 +57,14 @@ def admit(model: str, slots: Sequence[Slot], streams: int, caps: PoolCaps) -> Ad
         return Wait(f"{caps.parallel_models_max} models are in use, the most this tier allows at once")
     if mine is not None:
         return Admit()
-    surplus = len(slots) + 1 - caps.loaded_models_max
+    surplus = sum(not slot.leaving for slot in slots) + 1 - caps.loaded_models_max
     if surplus <= 0:
         return Admit()
-    idle = sorted((slot for slot in slots if slot.leases == 0 and not slot.busy), key=lambda s: s.last_used_us)
+    idle = sorted((slot for slot in slots if _evictable(slot)), key=lambda slot: slot.last_used_us)
     if len(idle) < surplus:
         return Wait(f"{caps.loaded_models_max} models are loaded, the most this tier allows, and none is idle")
     return Admit(evict=tuple(slot.model for slot in idle[:surplus]))
+
+
+def _evictable(slot: Slot) -> bool:
+    return slot.leases == 0 and not (slot.loading or slot.leaving or slot.pinned)

@@ -8,8 +8,10 @@ import secrets
 from collections.abc import Mapping
 from typing import Final
 
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from quart import Response, g, jsonify, request
 from quart_trio import QuartTrio
+from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
 from engine.domain.errors import (
@@ -24,7 +26,7 @@ from engine.domain.errors import (
 )
 from transport.wire.frames import SCHEMA_VERSION
 from web import generate, models, page, stats
-from web.handles import Engine
+from web.handles import Engine, left
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -40,6 +42,8 @@ def create_app(
     app.config["BODY_TIMEOUT"] = body_timeout_s
     app.config["RESPONSE_TIMEOUT"] = None
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.url_map.merge_slashes = False  # else `//` answers with a redirect page
+    app.asgi_http_class = RequestConnection
     for routes in (generate.blueprint(engine), models.blueprint(engine), stats.blueprint(engine)):
         app.register_blueprint(routes)
     app.register_blueprint(page.blueprint(engine, assets))
@@ -75,10 +79,23 @@ def create_app(
     return app
 
 
+class RequestConnection(TrioASGIHTTPConnection):
+    """Calls what a handler gave to `on_leave` once the request is over, also when the client left before the first byte
+    of the body: then nobody ever touches the response's iterator."""
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        try:
+            await super().__call__(receive, send)
+        finally:
+            left(self.scope)
+
+
 def _error(error: EngineError) -> Response:
     error.details.setdefault("request_id", g.get("request_id"))
     response: Response = jsonify(error.body())
     response.status_code = error.status
+    if "allowed" in error.details and error.status == 405:
+        response.headers["allow"] = ", ".join(error.details["allowed"])
     if "retry_after_s" in error.details:
         response.headers["retry-after"] = str(error.details["retry_after_s"])
     return response

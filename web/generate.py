@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -10,13 +11,15 @@ from quart import Blueprint, Response, request
 
 from actors.session import Session, SessionRequest
 from actors.session_log import Line
+from engine.domain.errors import Overloaded
 from engine.domain.generation import EndReason, Origin
-from transport.wire.frames import SCHEMA_VERSION, sse
-from web.handles import Engine
+from transport.wire.frames import sse
+from web.handles import Engine, on_leave
 from web.schemas import GenerateBody, StopBody, decode, generation_request
 
 KEEP_ALIVE_S: Final = 15.0
 SSE_KEEP_ALIVE: Final = b": keep-alive\n\n"
+TOO_SLOW: Final = Overloaded("this reader was too slow and is cut off")  # said, so that nobody takes it for the end
 
 
 def blueprint(engine: Engine) -> Blueprint:
@@ -29,19 +32,19 @@ def blueprint(engine: Engine) -> Blueprint:
         asked = SessionRequest(model, generation_request(body, model.info.name), _origin(), body.mode)
         session = engine.sessions.start(asked)
         if body.stream:
-            return _stream(engine, session, owner=True)
-        ws_host = request.host.rpartition(":")[0] or request.host
+            on_leave(request.scope, partial(session.stop, EndReason.ABORTED))
+            return _stream(engine, session, as_sse="text/event-stream" in request.headers.get("accept", ""))
         return {
             "session_id": session.id,
             "stream_url": f"/stream/{session.id}",
-            "ws_url": f"ws://{ws_host}:{engine.facts.ws_port}/ws",
+            "ws_url": f"{engine.ws_origin(request.host)}/ws",
             "models": [session.asked.model.name],
             "dropped_models": list(session.asked.dropped_models),
         }, 202
 
     @routes.get("/stream/<session_id>")
     async def stream(session_id: str) -> Response:
-        return _stream(engine, engine.sessions.get(session_id), owner=False)
+        return _stream(engine, engine.sessions.get(session_id), as_sse=True)
 
     @routes.post("/stop")
     async def stop() -> dict[str, Any]:
@@ -64,11 +67,10 @@ def _origin() -> Origin:
     return Origin.DASHBOARD if request.headers.get("sec-fetch-site") == "same-origin" else Origin.API
 
 
-def _stream(engine: Engine, session: Session, *, owner: bool) -> Response:
-    as_sse = not owner or "text/event-stream" in request.headers.get("accept", "")
+def _stream(engine: Engine, session: Session, *, as_sse: bool) -> Response:
     energy = request.args.get("energy") in ("1", "true")
     response = Response(
-        _lines(engine, session, as_sse=as_sse, energy=energy, owner=owner),
+        b"" if request.method == "HEAD" else _lines(engine, session, as_sse=as_sse, energy=energy),
         content_type="text/event-stream; charset=utf-8" if as_sse else "application/x-ndjson",
         headers={"cache-control": "no-cache", "x-accel-buffering": "no", "x-wf-session": session.id},
     )
@@ -76,9 +78,9 @@ def _stream(engine: Engine, session: Session, *, owner: bool) -> Response:
     return response
 
 
-async def _lines(engine: Engine, session: Session, *, as_sse: bool, energy: bool, owner: bool) -> AsyncIterator[bytes]:
-    """The session's events from its start to its end. When its owner leaves, the session is aborted."""
-    follower = engine.hub.follow(session.id, energy=energy)
+async def _lines(engine: Engine, session: Session, *, as_sse: bool, energy: bool) -> AsyncIterator[bytes]:
+    """The session's events from its start to its end."""
+    follower, sent = engine.hub.follow(session.id, energy=energy), 0
     try:
         while True:
             with trio.move_on_after(KEEP_ALIVE_S) as wait:
@@ -88,26 +90,17 @@ async def _lines(engine: Engine, session: Session, *, as_sse: bool, energy: bool
                     yield SSE_KEEP_ALIVE
                 continue
             if lines:
-                yield b"".join(_format(line, as_sse) for line in lines)
+                yield b"".join(_format(line, as_sse, number) for number, line in enumerate(lines, sent + 1))
+                sent += len(lines)
             elif follower.overflowed:
-                yield _format(_overflow_notice(session.id), as_sse)
+                notice = engine.hub.notice("system.error", session.id, TOO_SLOW.as_dict())
+                yield _format(Line("system.error", notice), as_sse, sent + 1)
                 return
             else:
                 return
     finally:
         engine.hub.unfollow(session.id, follower)
-        if owner:
-            session.stop(EndReason.ABORTED)
 
 
-def _format(line: Line, as_sse: bool) -> bytes:
-    return sse(line.data, line.type, line.number) if as_sse else line.data + b"\n"
-
-
-def _overflow_notice(session_id: str) -> Line:
-    """The reader was too slow; said before the stream is cut, so that nobody takes it for the end."""
-    data = (
-        f'{{"v":"{SCHEMA_VERSION}","type":"system.error","session_id":"{session_id}","payload":'
-        '{"code":"OVERLOADED","message":"this reader was too slow and is cut off","retryable":true,"details":{}}}'
-    )
-    return Line(0, "system.error", data.encode())
+def _format(line: Line, as_sse: bool, number: int) -> bytes:
+    return sse(line.data, line.type, number) if as_sse else line.data + b"\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -17,6 +17,18 @@ from actors.session import SessionTable
 from engine.domain.events import SessionSignal
 from engine.domain.generation import Clock
 from engine.domain.telemetry import Telemetry
+
+_LEAVE: Final = "wf.leave"
+
+
+def on_leave(scope: Any, call: Callable[[], None]) -> None:
+    """Have `call` called when the request of this ASGI scope is over, however it ended."""
+    scope.setdefault(_LEAVE, []).append(call)
+
+
+def left(scope: Any) -> None:
+    for call in scope.get(_LEAVE, ()):
+        call()
 
 
 @attrs.frozen
@@ -54,3 +66,8 @@ class Engine:
     signals: Outlet[SessionSignal]
     flows: Callable[[], list[FlowStats]]
     edges: Mapping[str, Any]  # counter objects of the listeners
+
+    def ws_origin(self, host: str) -> str:
+        """The frames endpoint under the name in a request's Host, so that a page on `localhost` stays on it."""
+        name = host[: host.index("]") + 1] if host.startswith("[") else host.partition(":")[0]
+        return f"ws://{name}:{self.facts.ws_port}"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import trio
 from quart import Blueprint, request
 
 from actors.catalog import ModelRef
+from engine.domain.errors import UpstreamTimeout
 from engine.domain.events import ModelChanged
 from engine.domain.generation import GenerationRequest, Parameters
 from engine.domain.models import ModelState
@@ -38,7 +40,7 @@ def blueprint(engine: Engine) -> Blueprint:
     async def load() -> dict[str, Any]:
         body = decode(await request.get_data(as_text=False), LoadBody)
         model = await engine.catalog.resolve(body.name)
-        grant = await engine.pool.load(model, _tell(engine, model))
+        grant = await engine.pool.load(model, _tell(engine, model), pin=body.pin)
         if body.warm_up:
             await _warm_up(engine, model)
         return {
@@ -92,7 +94,11 @@ def _tell(engine: Engine, model: ModelRef) -> Any:
 async def _warm_up(engine: Engine, model: ModelRef) -> None:
     """One real token, so that the first caller does not pay for what only the first pass does."""
     asked = GenerationRequest(model.info.name, prompt="warm up", parameters=Parameters(max_tokens=1))
-    async with engine.pool.lease(model, _tell(engine, model)), model.runtime.generate(asked) as chunks:
-        async for chunk in chunks:
-            if chunk.end is not None:
-                break
+    limit_s = engine.sessions.timeouts.first_token_s
+    with trio.move_on_after(limit_s) as wait:
+        async with engine.pool.lease(model, _tell(engine, model)), model.runtime.generate(asked) as chunks:
+            async for chunk in chunks:
+                if chunk.end is not None:
+                    break
+    if wait.cancelled_caught:
+        raise UpstreamTimeout(f"{model.name} was loaded, but gave no token within {limit_s:g} s", limit_s=limit_s)

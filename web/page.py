@@ -48,7 +48,7 @@ def blueprint(engine: Engine, assets: Mapping[str, Asset]) -> Blueprint:
     @routes.get("/")
     async def index() -> Response:
         response = _serve(assets, "index.html")
-        response.headers["content-security-policy"] = _policy(_ws_origin(engine))
+        response.headers["content-security-policy"] = _policy(engine.ws_origin(request.host))
         return response
 
     @routes.get("/static/<name>")
@@ -61,7 +61,7 @@ def blueprint(engine: Engine, assets: Mapping[str, Asset]) -> Blueprint:
             raise ForbiddenOrigin("only this engine's own page may ask for its token")
         facts = engine.facts
         return {
-            "ws_url": f"{_ws_origin(engine)}/ws",
+            "ws_url": f"{engine.ws_origin(request.host)}/ws",
             "token": facts.token,
             "version": facts.version,
             "schema_version": SCHEMA_VERSION,
@@ -83,12 +83,6 @@ def _serve(assets: Mapping[str, Asset], name: str) -> Response:
     if request.headers.get("if-none-match") == asset.etag:
         return Response(b"", status=304, headers=headers)
     return Response(asset.body, content_type=asset.content_type, headers=headers)
-
-
-def _ws_origin(engine: Engine) -> str:
-    """The frames endpoint under the host name this request used, so that a page on `localhost` stays on it."""
-    name = request.host.rpartition(":")[0] if ":" in request.host else request.host
-    return f"ws://{name}:{engine.facts.ws_port}"
 
 
 def _policy(ws_origin: str) -> str:

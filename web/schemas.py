@@ -8,7 +8,7 @@ import msgspec
 
 from engine.domain.errors import InvalidRequest
 from engine.domain.generation import GenerationRequest, Message, Parameters
-from transport.wire.commands import printable
+from transport.wire.commands import misfit
 
 MAX_TOKENS_MAX: Final = 1_048_576
 SEED_MAX: Final = 2**53 - 1  # what JSON carries exactly
@@ -41,12 +41,14 @@ class GenerateBody(msgspec.Struct, forbid_unknown_fields=True):
     prompt: str | None = None
     messages: Annotated[list[MessageBody], msgspec.Meta(min_length=1, max_length=1024)] | None = None
     parameters: ParametersBody = msgspec.field(default_factory=ParametersBody)
+    on_excess: Literal["truncate", "refuse"] = "truncate"  # of `models`; one model is never too many
     stream: bool = False
 
 
 class LoadBody(msgspec.Struct, forbid_unknown_fields=True):
     name: Name
     warm_up: bool = True
+    pin: bool = False
 
 
 class UnloadBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -77,6 +79,6 @@ def decode(body: bytes | str, type_: type[B]) -> B:
     try:
         return msgspec.json.decode(body, type=type_)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(printable(str(error))) from None
+        raise InvalidRequest(misfit(error)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest("the body is not valid JSON (UTF-8, no NaN, not nested without end)") from None

@@ -47,7 +47,7 @@ def health_body(engine: Engine) -> dict[str, Any]:
             "kind": runtime.kind,
             "url": runtime.url,
             "local": runtime.local,
-            "up": probe.up if (probe := engine.catalog.probes.get(name)) else False,
+            "up": probe.up if (probe := engine.catalog.probes.get(name)) else None,
             "reason": probe.reason if probe else "not asked yet",
         }
         for name, runtime in engine.catalog.runtimes.items()

@@ -49,7 +49,7 @@ class TokenLedger:
 
     def _advance(self, kind: TokenKind, text: str) -> int:
         offset = self._offsets.get(kind, 0)
-        self._offsets[kind] = offset + len(text.encode("utf-8", "surrogatepass"))
+        self._offsets[kind] = offset + len(text.encode())
         return offset
 
 

@@ -99,8 +99,12 @@ class Telemetry:
     def _figures(self, model: str) -> ModelFigures:
         figures = self.models.pop(model, None) or ModelFigures()
         self.models[model] = figures  # last used last
-        while len(self.models) > MODELS_MAX:
-            self.models.pop(next(iter(self.models)))
+        if len(self.models) > MODELS_MAX:
+            idle = next(
+                (name for name, kept in self.models.items() if not kept.active_sessions and name != model), None
+            )
+            if idle is not None:
+                del self.models[idle]
         return figures
 
     def _close(self, closed: SessionClosed) -> None:

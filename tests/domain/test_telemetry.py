@@ -151,7 +151,6 @@ def test_the_models_longest_unused_are_forgotten_first():
     assert "m1" not in telemetry.models
 
 
-@pytest.mark.xfail(reason="a model forgotten while it runs comes back with -1 sessions", strict=True)
 def test_a_model_in_use_is_never_forgotten():
     telemetry = Telemetry()
     telemetry.observe(opened("long", models=("busy",)))

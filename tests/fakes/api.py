@@ -13,7 +13,7 @@ import trio
 from quart_trio import QuartTrio
 
 from actors.clock import EngineClock
-from engine.app import _handles
+from engine.app import handles
 from engine.config import policies_of
 from engine.settings import Settings
 from tests.fakes.runtime import ScriptedRuntime
@@ -178,7 +178,7 @@ async def running_api(
     settings = settings or Settings()
     async with running_slice(make_runtime, settings) as running:
         edges = {"http": HttpCounters(), "ws": FrameCounters()}
-        engine = _handles(running.core, settings, policies_of(settings), MID, TOKEN, WS_PORT, edges)
+        engine = handles(running.core, settings, policies_of(settings), MID, TOKEN, WS_PORT, edges)
         app = create_app(
             engine,
             ASSETS,

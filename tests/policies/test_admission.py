@@ -26,7 +26,7 @@ def after(model: str, slots: list[Slot], decision: Admit) -> list[Slot]:
     """The pool once the decision was carried out."""
     kept = [slot for slot in slots if slot.model not in decision.evict and slot.model != model]
     mine = next((slot for slot in slots if slot.model == model), Slot(model, 0, 0))
-    return [*kept, Slot(model, mine.leases + 1, 99, mine.busy)]
+    return [*kept, Slot(model, mine.leases + 1, 99, mine.loading)]
 
 
 @given(st.sampled_from(NAMES), pools(), caps)
@@ -47,10 +47,10 @@ def test_only_what_is_idle_goes_and_the_longest_unused_first(model, slots, limit
     assume(isinstance(decision, Admit))
     by_name = {slot.model: slot for slot in slots}
     gone = [by_name[name] for name in decision.evict]
-    assert all(slot.leases == 0 and not slot.busy and slot.model != model for slot in gone)
+    assert all(slot.leases == 0 and not slot.loading and slot.model != model for slot in gone)
     assert len(set(decision.evict)) == len(decision.evict)
     assert [slot.last_used_us for slot in gone] == sorted(slot.last_used_us for slot in gone)
-    stayed = [s for s in slots if s.model not in decision.evict and s.leases == 0 and not s.busy and s.model != model]
+    stayed = [s for s in slots if s.model not in decision.evict and s.leases == 0 and not s.loading and s.model != model]
     assert all(kept.last_used_us >= slot.last_used_us for kept in stayed for slot in gone)
 
 
@@ -68,7 +68,7 @@ def test_waiting_has_a_reason_that_holds(model, slots, limits):
     decision = admit(model, slots, leases(slots), limits)
     assume(isinstance(decision, Wait))
     used = [slot for slot in slots if slot.leases]
-    idle = [slot for slot in slots if not slot.leases and not slot.busy]
+    idle = [slot for slot in slots if not slot.leases and not slot.loading]
     full = leases(slots) >= limits.streams_max
     crowded = len(used) >= limits.parallel_models_max and model not in [slot.model for slot in used]
     stuck = model not in [s.model for s in slots] and len(slots) + 1 - len(idle) > limits.loaded_models_max
@@ -116,7 +116,7 @@ def test_the_longest_unused_model_makes_room():
     assert admit("d", slots, 1, CAPS) == Admit(evict=("c",))
 
 
-@pytest.mark.parametrize("busy", [Slot("c", 0, 10, busy=True), Slot("c", 1, 10)])
+@pytest.mark.parametrize("busy", [Slot("c", 0, 10, loading=True), Slot("c", 1, 10)])
 def test_a_model_on_its_way_or_in_use_does_not_make_room(busy):
     """In use counts against the other cap as well, so there is one less."""
     limits = PoolCaps(64, 256, 6, 2)

@@ -72,7 +72,6 @@ async def test_another_method_is_405_and_says_which_there_are(wrong, autojump_cl
             assert method in answer.error["details"]["allowed"], path
 
 
-@pytest.mark.xfail(reason="no Allow header, which RFC 9110 §15.5.6 wants (web/app.py)", strict=True)
 async def test_a_405_has_its_allow_header(autojump_clock):
     async with running_api() as api:
         assert (await api.get("/generate")).headers["allow"] == "POST"
@@ -134,7 +133,6 @@ async def test_a_body_that_does_not_come_is_408(autojump_clock):
         assert b"REQUEST_TIMEOUT" in body
 
 
-@pytest.mark.xfail(reason="the router redirects with a page of HTML (web/app.py: url_map.merge_slashes)", strict=True)
 async def test_a_path_with_doubled_slashes_is_answered_in_our_shape(autojump_clock):
     async with running_api() as api:
         answer = await api.get("/stream//x")

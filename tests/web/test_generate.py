@@ -124,7 +124,6 @@ async def test_too_many_are_told_when_to_come_back(body, autojump_clock):
         assert answer.error["details"]["limit"] == 2
 
 
-@pytest.mark.xfail(reason="without retry-after while the engine stops (actors/session.py)", strict=True)
 async def test_an_engine_that_stops_says_when_to_come_back_too(autojump_clock):
     async with running_api() as api:
         api.slice.core.close()
@@ -229,7 +228,6 @@ async def test_leaving_a_stream_you_only_follow_stops_nothing(autojump_clock):
         assert api.slice.core.hub._logs[session_id].followers == []
 
 
-@pytest.mark.xfail(reason="a stream that was never begun does not stop its session (web/generate.py)", strict=True)
 async def test_leaving_before_the_first_line_stops_the_session_too(autojump_clock):
     async with running_api(scripted(*LONG)) as api:
         async with api.open("POST", "/generate", STREAM, connection=LeavesAtTheHead()):
@@ -264,10 +262,10 @@ async def test_a_backlog_that_lost_its_beginning_says_so(autojump_clock):
         await ended(api, session_id)
         await trio.sleep(0.1)
         events = sse((await api.get(f"/stream/{session_id}")).body)
-        name, number, notice = events[0]
+        name, _, notice = events[0]
         assert (name, notice["v"], notice["session_id"]) == ("system.truncated_before", SCHEMA_VERSION, session_id)
-        assert notice["payload"] == {"number": number}
-        assert min(later for _, later, _ in events[1:]) > number
+        assert notice["payload"]["events_gone"] > 30
+        assert [number for _, number, _ in events] == list(range(1, len(events) + 1))
         assert events[-1][0] == "experience.session_end"
         assert sum(len(str(data)) for _, _, data in events) < 2 * 65_536
 
@@ -287,7 +285,6 @@ async def test_a_reader_who_is_too_slow_is_told_and_cut_off_and_nobody_else_is(a
         assert len(part) < len(whole)
 
 
-@pytest.mark.xfail(reason="notices on event streams have no ts_ms and mono_ms", strict=True)
 async def test_a_notice_is_a_line_like_any_other(autojump_clock):
     long = [Say("x" * 60_000, 0.02) for _ in range(80)]
     async with running_api(scripted(*long)) as api:
@@ -300,7 +297,6 @@ async def test_a_notice_is_a_line_like_any_other(autojump_clock):
             assert line.keys() == {"v", "ts_ms", "mono_ms", "type", "session_id", "payload"}
 
 
-@pytest.mark.xfail(reason="a backlog above FOLLOWER_BYTES_MAX cuts every late reader off at once", strict=True)
 async def test_a_backlog_of_any_size_that_can_be_set_can_be_read(autojump_clock):
     long = [Say("x" * 60_000, 0.02) for _ in range(60)]
     large = Settings(session=SessionSettings(backlog_bytes_max=8 * 1024 * 1024))

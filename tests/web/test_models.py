@@ -144,7 +144,6 @@ async def test_the_longest_unused_model_makes_room_and_is_named(autojump_clock):
         assert (await models(api))["m0"]["state"] == "absent"
 
 
-@pytest.mark.xfail(reason="the pool loads while what it evicts is still in memory (actors/pool.py)", strict=True)
 async def test_what_makes_room_is_gone_before_the_next_is_loaded(autojump_clock):
     async with running_api(lambda clock: SlowToFree(clock, models=NAMES)) as api:
         await fill(api)
@@ -152,7 +151,6 @@ async def test_what_makes_room_is_gone_before_the_next_is_loaded(autojump_clock)
         assert api.slice.runtime.log[-2:] == ["freed m0", "load m6"]
 
 
-@pytest.mark.xfail(reason="a model on its way out counts as one to make room for (policies/admission.py)", strict=True)
 async def test_each_new_model_costs_one_old_one(autojump_clock):
     """Also when the next one is asked for before the last one has gone."""
     async with running_api(lambda clock: SlowToFree(clock, models=NAMES)) as api:
@@ -209,7 +207,6 @@ async def test_a_load_without_end_is_a_timeout(autojump_clock):
         assert (answer.status, answer.error["code"], answer.error["retryable"]) == (504, "MODEL_LOAD_TIMEOUT", True)
 
 
-@pytest.mark.xfail(reason="the warm-up waits for its runtime without a bound (web/models.py)", strict=True)
 async def test_a_warm_up_without_end_is_a_timeout(autojump_clock):
     settings = Settings(timeouts=TimeoutSettings(first_token_s=5, progress_s=5))
     async with running_api(scripted(Say("x", after_s=9_999), End()), settings) as api:
@@ -219,7 +216,6 @@ async def test_a_warm_up_without_end_is_a_timeout(autojump_clock):
         assert answer.status == 504
 
 
-@pytest.mark.xfail(reason="the field `pin` of the published body is refused", strict=True)
 async def test_a_load_may_say_that_it_pins_nothing(autojump_clock):
     async with running_api() as api:
         assert (await api.post("/models/load", {"name": "a", "pin": False})).status == 200

@@ -108,7 +108,6 @@ async def test_what_was_merged_or_dropped_is_counted(autojump_clock):
         assert drops["clients_closed_slow"] == drops["orphan_tokens"] == drops["unmeasured_tokens"] == 0
 
 
-@pytest.mark.xfail(reason="idle ticks before a new session count as missed (actors/composer.py)", strict=True)
 async def test_an_engine_that_is_never_late_misses_no_frame(autojump_clock):
     """Also when it was idle for less than a second in between."""
     async with running_api() as api:

@@ -42,13 +42,19 @@ class Ping(msgspec.Struct, tag="ping", forbid_unknown_fields=True):
     id: Id | None = None
 
 
+class _Id(msgspec.Struct):
+    id: Id | None = None
+
+
 class Resync(msgspec.Struct, tag="resync", forbid_unknown_fields=True):
     id: Id | None = None
 
 
 Command = Subscribe | Unsubscribe | Ping | Resync
 COMMANDS: Final = ("subscribe", "unsubscribe", "ping", "resync")
+_QUOTED_VALUE: Final = re.compile(r"(?<=value) '.*'(?= - at|$)", re.DOTALL)
 _decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
+_id_decoder: msgspec.json.Decoder[_Id] = msgspec.json.Decoder(_Id)
 
 
 def parse_command(message: bytes) -> Command:
@@ -56,13 +62,26 @@ def parse_command(message: bytes) -> Command:
     try:
         command = _decoder.decode(message)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        reason = str(error) if isinstance(error, msgspec.ValidationError) else "the message is not a JSON object"
-        raise InvalidRequest(f"bad message: {printable(reason)}", commands=list(COMMANDS)) from None
+        reason = misfit(error) if isinstance(error, msgspec.ValidationError) else "the message is not a JSON object"
+        raise InvalidRequest(f"bad message: {reason}", commands=list(COMMANDS)) from None
     if isinstance(command, Subscribe | Unsubscribe):
         for pattern in command.patterns:
             if not _PATTERN.fullmatch(pattern):
                 raise InvalidRequest("bad pattern: use an exact type, `channel.*` or `*`")
     return command
+
+
+def message_id(message: bytes) -> str | None:
+    """The `id` of a message, whatever else is wrong with it."""
+    try:
+        return _id_decoder.decode(message).id
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+
+
+def misfit(error: msgspec.ValidationError) -> str:
+    """What does not fit, and where. A value that was sent is left out: it may be somebody's words."""
+    return printable(_QUOTED_VALUE.sub("", str(error)))
 
 
 def printable(text: str, chars_max: int = 300) -> str:

@@ -111,6 +111,11 @@ def encode_line(event: Event, payload: bytes, ts_ms: int, mono_ms: float) -> byt
     )
 
 
+def encode_notice(type_: str, session_id: str, payload: Any, ts_ms: int, mono_ms: float) -> bytes:
+    """A line about an event stream itself: what is gone, or that it is cut."""
+    return _encoder.encode(EventLine(SCHEMA_VERSION, ts_ms, mono_ms, type_, session_id, payload))
+
+
 def encode_frame(frame: Frame, events: Iterable[bytes]) -> bytes:
     """A frame message with already encoded events."""
     stamps = f'"ts_ms":{frame.ts_ms},"mono_ms":{frame.mono_us / 1000!r}'
