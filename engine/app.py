@@ -90,16 +90,19 @@ async def serve(
     Raises AddressInUse, ConfigError, RestartsExhausted (alone or in exception groups). A second signal ends the
     process.
     """
-    policies = policies_of(settings)
-    folder = await trio.to_thread.run_sync(open_state, state)
-    try:
-        async with running(settings, policies, folder, port_file) as serving:
-            announce(serving)
-            _settle_gc()
-            await _until_told()
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(folder.close)
+    policies, told = policies_of(settings), trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(_hear_signals, told)  # before anything is made that a signal could leave behind
+        folder = await trio.to_thread.run_sync(open_state, state)
+        try:
+            async with running(settings, policies, folder, port_file) as serving:
+                announce(serving)
+                _settle_gc()
+                await told.wait()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(folder.close)
+        nursery.cancel_scope.cancel(reason="stopped")
 
 
 @asynccontextmanager
@@ -160,14 +163,16 @@ async def _listen(host: str, port: int, flag: str) -> trio.SocketListener:
         raise AddressInUse(f"{error.message}; stop it, or choose another port with {flag} (0: any free one)") from None
 
 
-async def _until_told() -> None:
-    """Until the first SIGINT or SIGTERM. A second one then ends the process at once."""
+async def _hear_signals(told: trio.Event, *, task_status: trio.TaskStatus[None]) -> None:
+    """Set `told` on the first SIGINT or SIGTERM. A second one then ends the process at once."""
     with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
         async for number in signals:
             logger.info("stopping on %s", signal.Signals(number).name)
             break
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    told.set()
 
 
 def _settle_gc() -> None:

@@ -38,6 +38,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
+    except BaseExceptionGroup as caught:  # what nurseries wrap
+        interrupted = caught.subgroup(KeyboardInterrupt) is not None
+        return EXIT_INTERRUPTED if interrupted else _told(caught, debug=getattr(args, "log_level", None) == "debug")
     except Exception as caught:
         return _told(caught, debug=getattr(args, "log_level", None) == "debug")
 
@@ -217,11 +220,13 @@ def _told(error: BaseException, *, debug: bool) -> int:
         import traceback
 
         traceback.print_exception(error)
+    from engine.console import harmless
+
     ours = next(_engine_errors(error), None)
     if ours is None:
         print(f"wf: internal error: {type(error).__name__} (--log-level debug shows where)", file=sys.stderr)
         return EXIT_INTERNAL
-    print(f"wf: {ours.message}", file=sys.stderr)
+    print(f"wf: {harmless(ours.message)}", file=sys.stderr)
     match ours:
         case ConfigError():
             return EXIT_CONFIG

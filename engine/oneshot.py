@@ -70,9 +70,9 @@ async def _in_process(shot: OneShot, settings: Settings, show: Show) -> str:
     from engine.config import policies_of
     from engine.core import Core
     from engine.domain.generation import Origin
-    from web.schemas import GenerateBody, generation_request
+    from web.schemas import GenerateBody, decode, generation_request
 
-    body = msgspec.convert(shot.body(), GenerateBody)
+    body = decode(msgspec.json.encode(shot.body()), GenerateBody)
     clock, policies = EngineClock.start(), policies_of(settings)
     core = Core.build(runtimes_for(settings, clock), clock, settings, policies, tier_for(settings, policies))
     reason = None

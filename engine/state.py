@@ -106,8 +106,9 @@ def open_state(path: Path) -> StateFolder:
             raise _in_use(path, folder_fd, lock_fd)
         os.ftruncate(lock_fd, 0)
         os.write(lock_fd, b"%d\n" % os.getpid())
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(ENGINE, dir_fd=folder_fd)  # left by an engine that was killed
+        for name in os.listdir(folder_fd):  # left by an engine that was killed
+            if name == ENGINE or name.startswith((f".{TOKEN}.", f".{ENGINE}.")):
+                os.unlink(name, dir_fd=folder_fd)
         token = secrets.token_hex(32)
         _write_atomic(TOKEN, token.encode() + b"\n", folder_fd)
         undo.pop_all()

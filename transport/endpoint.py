@@ -40,6 +40,7 @@ INVALID_PAYLOAD: Final = 1007
 POLICY_VIOLATION: Final = 1008
 TOO_BIG: Final = 1009
 INTERNAL_ERROR: Final = 1011
+NOT_UNDERSTOOD: Final = (PROTOCOL_ERROR, INVALID_PAYLOAD, TOO_BIG)  # the library's own verdicts, more may be unread
 
 
 class FrameClient(Protocol):
@@ -107,6 +108,8 @@ class _Session:
     ending: trio.Event = attrs.field(factory=trio.Event)
     code: int | None = None
     reason: str = ""
+    read_out: trio.Event = attrs.field(factory=trio.Event)  # the library reads no more
+    peer_closed: bool = False  # its close frame came, so nothing else will
     open: bool = False  # past the handshake
     _second_began: float = 0.0
     _in_this_second: int = 0
@@ -198,15 +201,18 @@ class FrameEndpoint:
                     await self._converse(nursery, ws, session)
                 nursery.cancel_scope.cancel()
         except Exception:
-            # After the close frame the library may trip over a late ping (trio-websocket#184). Nothing is lost then.
             if push.close_code is None:
                 await self._say_goodbye(push, INTERNAL_ERROR, "internal error")
                 raise
+            # The library tripped over its own answer: to the peer's close frame, or to a late ping (trio-websocket#184).
+            # Either way the peer has heard us, and nothing is lost.
+            session.peer_closed = True
         finally:
             if session.open:
                 self.counters.active -= 1
                 self.counters.count_closed(push.close_code or NO_CLOSE_FRAME)
-        await stream.finish(self.limits.close_wait_s)
+        if not session.peer_closed:
+            await stream.finish(self.limits.close_wait_s)
 
     async def _handshake(self, nursery: trio.Nursery, push: PushStream, deadline: float) -> WebSocketConnection | None:
         """None when the library refused the upgrade (it has answered then), the time was up, or the peer left."""
@@ -242,12 +248,17 @@ class FrameEndpoint:
             self._sessions.discard(session)
         if session.code is not None:
             await self._say_goodbye(session.stream, session.code, session.reason)
+            if session.stream.close_code is not None:
+                with trio.move_on_after(self.limits.close_wait_s):
+                    await session.read_out.wait()
 
     async def _read(self, ws: WebSocketConnection, session: _Session, client: FrameClient) -> None:
         """Always reading: the library answers pings and closes only while its messages are taken."""
         try:
-            while not session.ending.is_set():
+            while True:
                 message = await ws.get_message()
+                if session.ending.is_set():  # goodbye is said; what still comes is only read to reach the answer
+                    continue
                 session.count_message()
                 if isinstance(message, bytes):
                     session.close(UNSUPPORTED_DATA, "text messages only")
@@ -257,6 +268,8 @@ class FrameEndpoint:
                     client.receive(data)
         except ConnectionClosed as closed:
             code = closed.reason.code if closed.reason else NO_CLOSE_FRAME
+            session.peer_closed = session.ending.is_set() or code not in (NO_CLOSE_FRAME, *NOT_UNDERSTOOD)
+            session.read_out.set()
             # Over bytes it cannot read, the library closes without a word. Else it spoke, or there is nobody to hear.
             session.close(code if code in (PROTOCOL_ERROR, INVALID_PAYLOAD) else None, "not a valid WebSocket frame")
 

@@ -71,6 +71,8 @@ class PushStream(trio.abc.Stream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """For the library: one control frame, or the answer to the handshake."""
         async with self._writing:
+            if self.close_code is not None and data[0] == CLOSE_FRAME:
+                return  # its answer to the peer's close frame, which was the answer to ours
             if self.close_code is not None or self._released:
                 raise trio.ClosedResourceError
             await self._send_rest()

@@ -50,7 +50,9 @@ def test_only_what_is_idle_goes_and_the_longest_unused_first(model, slots, limit
     assert all(slot.leases == 0 and not slot.loading and slot.model != model for slot in gone)
     assert len(set(decision.evict)) == len(decision.evict)
     assert [slot.last_used_us for slot in gone] == sorted(slot.last_used_us for slot in gone)
-    stayed = [s for s in slots if s.model not in decision.evict and s.leases == 0 and not s.loading and s.model != model]
+    stayed = [
+        s for s in slots if s.model not in decision.evict and s.leases == 0 and not s.loading and s.model != model
+    ]
     assert all(kept.last_used_us >= slot.last_used_us for kept in stayed for slot in gone)
 
 
