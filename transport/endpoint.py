@@ -204,7 +204,7 @@ class FrameEndpoint:
             if push.close_code is None:
                 await self._say_goodbye(push, INTERNAL_ERROR, "internal error")
                 raise
-            # The library tripped over its own answer: to the peer's close frame, or to a late ping (trio-websocket#184).
+            # The library tripped over its own answer to a late ping (trio-websocket#184) or to the peer's close frame.
             # Either way the peer has heard us, and nothing is lost.
             session.peer_closed = True
         finally:
