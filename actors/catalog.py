@@ -72,7 +72,9 @@ class Catalog:
             return self.find(name)
 
     def find(self, name: str) -> ModelRef:
-        """The model called `name`. Raises InvalidRequest for a name outside the grammar, ModelNotFound otherwise."""
+        """The model called `name`; a tag left out means `:latest`, as people type it.
+
+        Raises InvalidRequest for a name outside the grammar, ModelNotFound otherwise."""
         if not is_model_name(name):
             raise InvalidRequest(
                 "model: not a model name (letters, digits, `._-`, at most three parts with `/`, one `:tag`)"
@@ -81,7 +83,7 @@ class Catalog:
             if model.name == name:
                 return model
         for model in self.models:
-            if f"{model.runtime.name}/{model.info.name}" == name:
+            if f"{model.runtime.name}/{model.info.name}" in (name, f"{name}:latest") or model.name == f"{name}:latest":
                 return model
         names = [model.name for model in self.models]
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)

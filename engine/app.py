@@ -41,6 +41,7 @@ from web.handles import Engine, EngineFacts
 from web.page import read_assets
 
 CUT_S: Final = 1.0  # after drain_s: what is not over by then is cancelled
+OWN_HOSTS: Final = ("127.0.0.1", "localhost", "[::1]")
 GC_THRESHOLDS: Final = (10_000, 20, 50)  # full collections cost frames; what start-up made is frozen out of them
 
 logger = logging.getLogger("wf.app")
@@ -57,13 +58,24 @@ class Serving:
     notes: tuple[str, ...]
 
 
-def runtimes_for(settings: Settings, clock: Clock) -> dict[str, Runtime]:
-    """The runtimes in the order they are asked. Raises ConfigError when `runtime` names one that is not there."""
+def runtimes_for(settings: Settings, clock: Clock, environ: Mapping[str, str]) -> dict[str, Runtime]:
+    """The runtimes in the order they are asked. Raises ConfigError when `runtime` names one that is not there, or when
+    prompts would leave this machine without `allow_remote_runtimes`."""
     found: dict[str, Runtime] = {}
     if settings.synthetic is not None:
         from transport.runtimes.synthetic import SyntheticRuntime
 
         found["synthetic"] = SyntheticRuntime(clock, settings.synthetic)
+    if settings.ollama.enabled:
+        from transport.runtimes.ollama import OllamaRuntime
+
+        ollama = OllamaRuntime(clock, ollama_address(settings, environ))
+        if not ollama.local and not settings.allow_remote_runtimes:
+            raise ConfigError(
+                f"ollama at {ollama.url} is not on this machine, so prompts would leave it; "
+                "that needs allow_remote_runtimes: true"
+            )
+        found["ollama"] = ollama
     if settings.embedded.enabled:
         from transport.runtimes.embedded.runtime import EmbeddedRuntime  # numpy: not for `wf ps` and the like
 
@@ -74,6 +86,21 @@ def runtimes_for(settings: Settings, clock: Clock) -> dict[str, Runtime]:
             raise ConfigError(f"runtime: there is no runtime {settings.runtime} ({names})")
         found = {settings.runtime: found[settings.runtime]}
     return found
+
+
+def ollama_address(settings: Settings, environ: Mapping[str, str]) -> str:
+    """Where Ollama listens. An OLLAMA_HOST that names one of our own listeners is meant for clients of ours, so it is
+    passed over."""
+    from transport.runtimes.ollama import URL_DEFAULT, ollama_url
+
+    if settings.ollama.url is not None:
+        return settings.ollama.url
+    url = ollama_url(environ)
+    own = {f"{host}:{port}" for host in OWN_HOSTS for port in (settings.http.port, settings.ws.port)}
+    if url.partition("://")[2] in own:
+        logger.warning("OLLAMA_HOST names this engine itself; Ollama is looked for at %s", URL_DEFAULT)
+        return URL_DEFAULT
+    return url
 
 
 def tier_for(settings: Settings, policies: Policies) -> TierChoice:
@@ -112,7 +139,7 @@ async def running(
     """An engine with its edges. Leaving the block stops it in order; cancelling cuts it."""
     clock = EngineClock.start()
     tier = tier_for(settings, policies)
-    runtimes = runtimes_for(settings, clock)
+    runtimes = runtimes_for(settings, clock, os.environ)
     core = Core.build(runtimes, clock, settings, policies, tier)
     http_listener = await _listen(settings.http.host, settings.http.port, "--port")
     try:

@@ -45,18 +45,21 @@ def run_checks(load: Callable[[], Settings], environ: Mapping[str, str]) -> dict
             problem = _bind_problem(host, port)
             note(name, problem is None, problem or (f"{port} is free" if port else "any free one"))
     try:
-        trio.run(_probe, settings, note)
+        trio.run(_probe, settings, environ, note)
     except ConfigError as error:
         note("runtimes", False, error.message)
     return {"ok": all(c["ok"] is not False for c in checks), "checks": checks, "settings": settings_dict(settings)}
 
 
-async def _probe(settings: Settings, note: Callable[[str, bool | None, str], None]) -> None:
-    catalog = Catalog(runtimes_for(settings, EngineClock.start()))
+async def _probe(settings: Settings, environ: Mapping[str, str], note: Callable[[str, bool | None, str], None]) -> None:
+    catalog = Catalog(runtimes_for(settings, EngineClock.start(), environ))
     await catalog.refresh()
     for name, probe in catalog.probes.items():
         names = [model.name for model in catalog.models if model.runtime.name == name]
-        note(f"runtime {name}", probe.up, ", ".join(names) if names else probe.reason or "has no model")
+        found = ", ".join(names) if names else probe.reason or "has no model"
+        note(
+            f"runtime {name}", True if probe.up else None, found
+        )  # one that is away is no problem while another is here
     if not catalog.models:
         note("models", False, "no runtime has a model; switch `embedded.enabled` on")
 

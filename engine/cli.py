@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from engine import __version__
+from engine import __version__, mock
 from engine.config import FLAGS, load_settings
 from engine.domain.errors import AddressInUse, CallerError, ConfigError, EngineError, RuntimeUnavailable
 from engine.settings import Settings
@@ -68,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     stop.add_argument("--json", action="store_true", help="print JSON")
     check = verb("check", _check, "validate configuration, ports and runtimes, and say what is missing")
     check.add_argument("--json", action="store_true", help="print JSON")
+    mock.add_flags(verb("mock", mock.run_mock, "run a scripted fake Ollama with faults, for testing clients"))
     version = verb("version", _version, "print the version")
     version.add_argument("--json", action="store_true", help="print JSON")
     return parser

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -74,7 +75,8 @@ async def _in_process(shot: OneShot, settings: Settings, show: Show) -> str:
 
     body = decode(msgspec.json.encode(shot.body()), GenerateBody)
     clock, policies = EngineClock.start(), policies_of(settings)
-    core = Core.build(runtimes_for(settings, clock), clock, settings, policies, tier_for(settings, policies))
+    runtimes = runtimes_for(settings, clock, os.environ)
+    core = Core.build(runtimes, clock, settings, policies, tier_for(settings, policies))
     reason = None
     async with trio.open_nursery() as nursery:
         await nursery.start(core.run)

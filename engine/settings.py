@@ -16,6 +16,9 @@ _HOST_WORDS: Final = "an IP address or a host name"
 _RUNTIME: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}"
 _ALLOWED_HOST: Final = r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?"
 _ORIGIN: Final = r"[a-z][a-z0-9+.-]{0,31}://" + _ALLOWED_HOST
+_URL: Final = (
+    r"https?://(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%/-]{0,256})?"
+)
 _MIB: Final = 1_048_576
 
 
@@ -105,6 +108,17 @@ class EmbeddedSettings:
 
 
 @attrs.frozen
+class OllamaSettings:
+    enabled: bool = row(True, doc="use the Ollama of this machine when it runs")
+    url: str | None = row(
+        None,
+        doc="where it listens; null is OLLAMA_HOST, else http://127.0.0.1:11434",
+        pattern=_URL,
+        expectation="a URL like http://127.0.0.1:11434",
+    )
+
+
+@attrs.frozen
 class LogSettings:
     level: Literal["debug", "info", "warning", "error"] = row("info", doc="debug, info, warning or error")
     format: Literal["text", "json"] = row("text", doc="text or json (one object per line)")
@@ -153,10 +167,12 @@ class Settings:
         pattern=_RUNTIME,
         expectation="a runtime's name (letters, digits, . _ -)",
     )
+    ollama: OllamaSettings = section(OllamaSettings, doc="Ollama")
     embedded: EmbeddedSettings = section(EmbeddedSettings, doc="built-in demonstration models")
     synthetic: int | None = row(
         None, doc="seed of a made-up source marked SYNTHETIC, for tests and demos", minimum=0, maximum=2**63 - 1
     )
+    allow_remote_runtimes: bool = row(False, doc="let a runtime be on another machine: prompts then leave this one")
     allow_remote: bool = row(False, doc="let other machines connect; needs api_keys too")
     api_keys: tuple[Secret, ...] = row(
         (), doc="when not empty, callers must send one of these", validator=_visible_ascii, repr=False

@@ -150,7 +150,8 @@ class Runtime(Protocol):
     """A model server, or something that acts like one. One module per wire dialect implements it; there is no base
     class.
 
-    All calls raise only errors of the `RuntimeFault` branch or `ModelNotFound`, and all can be cancelled at any time.
+    All calls raise only errors of the `RuntimeFault` branch, `ModelNotFound`, `InvalidRequest` (the model cannot do
+    what was asked) or `Overloaded`, and all can be cancelled at any time.
     """
 
     @property

@@ -1,0 +1,328 @@
+"""The HTTP client over real sockets: what it sends, what it refuses, and that letting go is felt on the other side."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+
+import attrs
+import httpx
+import pytest
+import trio
+
+from engine.domain.errors import (
+    RuntimeFault,
+    RuntimeUnavailable,
+    UpstreamProtocolError,
+    UpstreamTimeout,
+    UpstreamTruncated,
+)
+from engine.domain.generation import GenerationRequest
+from tests.fakes.network import receive
+from tests.fakes.ollama import Reply, ScriptedOllama, Send, record, virtual_clock, whole
+from transport.runtimes.ollama import OllamaRuntime
+from transport.runtimes.upstream import CLOSE_S, ERROR_BYTES_MAX, ERROR_S, Upstream
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n"
+Handler = Callable[["Peer"], Awaitable[None]]
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%s\r\n" % (len(data), data)
+
+
+@attrs.define(eq=False)
+class Peer:
+    """The server's end of one connection."""
+
+    stream: trio.SocketStream
+    head: bytes = b""
+
+    async def read_head(self) -> None:
+        while b"\r\n\r\n" not in self.head:
+            data = await receive(self.stream)
+            if not data:
+                raise EOFError
+            self.head += data
+
+    async def closed(self) -> None:
+        """Wait until the client has closed."""
+        while await receive(self.stream):
+            pass
+
+
+@asynccontextmanager
+async def serving(handler: Handler) -> AsyncIterator[str]:
+    """A server on a free port of loopback; its URL."""
+
+    async def handle(stream: trio.SocketStream) -> None:
+        async with stream:
+            with suppress(EOFError):
+                await handler(Peer(stream))
+
+    async with trio.open_nursery() as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, handle, 0, host="127.0.0.1"))
+        yield f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        nursery.cancel_scope.cancel()
+
+
+def answering(response: bytes) -> Handler:
+    async def handle(peer: Peer) -> None:
+        await peer.read_head()
+        await peer.stream.send_all(response)
+
+    return handle
+
+
+async def body_of(url: str) -> bytes:
+    async with Upstream("x", url).open_stream("GET", "/", head_timeout_s=5) as response:
+        return b"".join([data async for data in response])
+
+
+async def test_what_is_sent(monkeypatch: pytest.MonkeyPatch):
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    heads: list[bytes] = []
+
+    async def handle(peer: Peer) -> None:
+        await peer.read_head()
+        while not peer.head.endswith(b"}"):
+            peer.head += await receive(peer.stream)
+        heads.append(peer.head)
+        await peer.stream.send_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\nretry-after: 3\r\n\r\nok")
+
+    async with serving(handle) as url:
+        answer = await Upstream("x", url).ask("POST", "/api/chat", b'{"a":1}', timeout_s=5)
+    assert (answer.status, answer.body, answer.retry_after) == (200, b"ok", "3")
+    head, _, body = heads[0].partition(b"\r\n\r\n")
+    request, *lines = head.decode().lower().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines)
+    assert request == "post /api/chat http/1.1"
+    assert headers["accept-encoding"] == "identity"
+    assert headers["content-type"] == "application/json"
+    assert (headers["content-length"], body) == ("7", b'{"a":1}')
+
+
+@pytest.mark.parametrize("encoding", [b"gzip", b"br", b"x-nonsense"])
+async def test_compressed_answers_are_refused(encoding: bytes):
+    response = b"HTTP/1.1 200 OK\r\ncontent-encoding: %s\r\ncontent-length: 1\r\n\r\nx" % encoding
+    async with serving(answering(response)) as url:
+        with pytest.raises(UpstreamProtocolError, match="compressed"):
+            await body_of(url)
+
+
+async def test_redirects_are_not_followed():
+    response = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:9/\r\ncontent-length: 0\r\n\r\n"
+    async with serving(answering(response)) as url:
+        assert (await Upstream("x", url).ask("GET", "/", timeout_s=5)).status == 302
+
+
+@pytest.mark.parametrize(
+    ("response", "error", "text"),
+    [
+        (b"", UpstreamProtocolError, "broke off or does not speak HTTP"),
+        (b"SSH-2.0-nonsense\r\n\r\n", UpstreamProtocolError, "does not speak HTTP"),
+        (HEAD + b"zz\r\n", UpstreamProtocolError, "not HTTP"),
+        (HEAD + chunk(b"half"), UpstreamTruncated, "broke the connection inside"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nhalf", UpstreamTruncated, "broke the connection inside"),
+    ],
+)
+async def test_answers_that_break(response: bytes, error: type[RuntimeFault], text: str):
+    async with serving(answering(response)) as url:
+        with pytest.raises(error, match=text) as caught:
+            await body_of(url)
+        assert type(caught.value) is error
+        assert url in caught.value.message
+
+
+async def test_a_reset_in_the_body_is_truncated():
+    async def handle(peer: Peer) -> None:
+        await peer.read_head()
+        await peer.stream.send_all(HEAD + chunk(b"half"))
+        linger = b"\1\0\0\0\0\0\0\0"  # close with a reset
+        peer.stream.setsockopt(trio.socket.SOL_SOCKET, trio.socket.SO_LINGER, linger)
+
+    async with serving(handle) as url:
+        with pytest.raises(UpstreamTruncated):
+            await body_of(url)
+
+
+async def test_nothing_listens():
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    port = listener.socket.getsockname()[1]
+    await listener.aclose()
+    with pytest.raises(RuntimeUnavailable, match=f"x at http://127.0.0.1:{port} does not answer"):
+        await body_of(f"http://127.0.0.1:{port}")
+    probe = await OllamaRuntime(virtual_clock, f"http://127.0.0.1:{port}").probe()
+    assert probe.reason == (
+        f"ollama at http://127.0.0.1:{port} does not answer: nothing listens there; start it with `ollama serve`"
+    )
+
+
+@pytest.mark.parametrize("how", ["leave", "cancel while reading", "cancel in the body", "raise", "unread"])
+async def test_letting_go_is_felt_at_once(how: str):
+    """The server sees the close while the client is still inside its test, and no generator is left to the collector
+    (which would be a ResourceWarning, hence a failure)."""
+    closed = trio.Event()
+
+    async def handle(peer: Peer) -> None:
+        await peer.read_head()
+        lines = [chunk(record(f"t{n}")) for n in range(3)]
+        await peer.stream.send_all(HEAD + b"".join(lines))  # more than what is read below is under way
+        await peer.closed()
+        closed.set()
+
+    async with serving(handle) as url:
+        scope = trio.CancelScope()
+        request = GenerationRequest("m", prompt="p")
+        try:
+            with scope:
+                async with OllamaRuntime(virtual_clock, url).generate(request) as chunks:
+                    if how != "unread":
+                        assert (await anext(chunks)).text == "t0"
+                    if how == "raise":
+                        raise KeyError("a fault of the caller")
+                    if how.startswith("cancel"):
+                        scope.cancel()
+                    if how == "cancel in the body":
+                        await trio.lowlevel.checkpoint()
+                    if how == "cancel while reading":
+                        async for _ in chunks:
+                            pass
+        except KeyError:
+            assert how == "raise"
+        gc.collect()
+        with trio.fail_after(5):
+            await closed.wait()
+    assert scope.cancelled_caught == how.startswith("cancel")
+
+
+async def test_cancelled_while_it_sends():
+    """A server that does not read a long prompt: the write hangs, and is let go cleanly."""
+    sending = trio.Event()
+
+    async def handle(peer: Peer) -> None:
+        await peer.read_head()
+        sending.set()
+        await trio.sleep_forever()
+
+    async with serving(handle) as url:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(Upstream("x", url).ask, "POST", "/", b"x" * 64_000_000, timeout_s=60))
+            await sending.wait()
+            await trio.testing.wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        gc.collect()
+    assert nursery.cancel_scope.cancelled_caught
+
+
+async def test_cancelled_at_any_step_leaves_nothing_behind():
+    async def handle(peer: Peer) -> None:
+        await peer.read_head()
+        await peer.stream.send_all(HEAD + chunk(b"a") + chunk(b"b") + b"0\r\n\r\n")
+        await peer.closed()
+
+    finished = False
+    async with serving(handle) as url:
+        for steps in range(1, 200):
+            with trio.CancelScope() as scope, CancelAt(scope, steps):
+                assert (await body_of(url)) == b"ab"
+            gc.collect()
+            finished = not scope.cancelled_caught
+            if finished:
+                break
+    assert finished
+    assert steps > 5
+
+
+@attrs.define(eq=False)
+class CancelAt(trio.abc.Instrument):
+    """Cancels `scope` when the task that entered this has been run `steps` times."""
+
+    scope: trio.CancelScope
+    steps: int
+    _task: object = None
+
+    def __enter__(self) -> None:
+        self._task = trio.lowlevel.current_task()
+        trio.lowlevel.add_instrument(self)
+
+    def __exit__(self, *_: object) -> None:
+        trio.lowlevel.remove_instrument(self)
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        if task is self._task:
+            self.steps -= 1
+            if self.steps == 0:
+                self.scope.cancel()
+
+
+# ── in virtual time ──
+
+
+def upstream(*replies: Reply | Exception) -> Upstream:
+    return Upstream("x", "http://127.0.0.1:1", ScriptedOllama({"/": list(replies)}).transport)
+
+
+@pytest.mark.parametrize(
+    ("raised", "error"),
+    [
+        (httpx.ConnectTimeout("t"), RuntimeUnavailable),
+        (httpx.PoolTimeout("t"), RuntimeUnavailable),
+        (httpx.WriteTimeout("t"), UpstreamTimeout),
+        (httpx.WriteError("t"), RuntimeUnavailable),
+        (httpx.ReadError("t"), RuntimeUnavailable),
+        (httpx.LocalProtocolError("t"), UpstreamProtocolError),
+        (httpx.UnsupportedProtocol("t"), RuntimeUnavailable),
+    ],
+)
+async def test_faults_before_the_head(raised: Exception, error: type[RuntimeFault]):
+    with pytest.raises(RuntimeFault) as caught:
+        await upstream(raised).ask("GET", "/", timeout_s=1)
+    assert type(caught.value) is error
+
+
+async def test_deadlines(autojump_clock: trio.testing.MockClock):
+    for reply in (Reply(after_s=9), Reply([Send(b"x", after_s=9)]), Reply([Send(b"x", after_s=0.6) for _ in range(9)])):
+        begin_s = trio.current_time()
+        with pytest.raises(UpstreamTimeout, match="did not answer within 2 s"):
+            await upstream(reply).ask("GET", "/", timeout_s=2)
+        assert trio.current_time() - begin_s == pytest.approx(2)
+
+
+async def test_sizes(autojump_clock: trio.testing.MockClock):
+    assert (await upstream(whole(b"12345")).ask("GET", "/", timeout_s=1, size_max=5)).body == b"12345"
+    with pytest.raises(UpstreamProtocolError, match="more than 4 bytes"):
+        await upstream(whole(b"12345")).ask("GET", "/", timeout_s=1, size_max=4)
+
+
+async def test_refusals_are_read_to_a_bound(autojump_clock: trio.testing.MockClock):
+    endless = Reply([Send(b"x" * 50_000) for _ in range(100)], status=500)
+    dripping = Reply([Send(b"x", after_s=2) for _ in range(100)], status=500)
+    for reply, size, waited_s in ((endless, ERROR_BYTES_MAX, 0), (dripping, 2, ERROR_S)):
+        begin_s = trio.current_time()
+        async with upstream(reply).open_stream("GET", "/", head_timeout_s=1) as response:
+            assert len(await response.read_error()) == size
+        assert trio.current_time() - begin_s == pytest.approx(waited_s)
+        assert reply.body.closed
+
+
+async def test_a_stream_that_does_not_close_is_given_up(autojump_clock: trio.testing.MockClock):
+    class Stuck(httpx.AsyncByteStream):
+        def __aiter__(self) -> Stuck:
+            return self
+
+        async def __anext__(self) -> bytes:
+            await trio.lowlevel.checkpoint()
+            return b"x"
+
+        async def aclose(self) -> None:
+            await trio.sleep_forever()
+
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Stuck()))
+    begin_s = trio.current_time()
+    async with Upstream("x", "http://127.0.0.1:1", transport).open_stream("GET", "/", head_timeout_s=1) as response:
+        await anext(response)
+    assert trio.current_time() - begin_s == pytest.approx(CLOSE_S)

@@ -1,0 +1,384 @@
+"""The runtime `ollama`, by its native API: only that one reports a crash in the middle of an answer.
+
+Only models that run where the server runs are used. Names that Ollama passes on to ollama.com, and entries that stand
+for a model elsewhere, are not listed and are refused before anything is sent.
+
+Ollama cuts a prompt that is too long and does not say so. Here it is first asked not to (`truncate: false`); when it
+refuses, the same request goes out again as usual, and the end says how many tokens were dropped. Where the refusal
+gives no number, `prompt_tokens_dropped` is 1: at least one.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from ipaddress import ip_address
+from typing import Any, ClassVar, Final
+from urllib.parse import urlsplit
+
+import attrs
+import msgspec
+import trio
+
+from engine.domain.errors import (
+    EngineError,
+    ModelLoadFailed,
+    ModelLoadTimeout,
+    ModelNotFound,
+    Overloaded,
+    RuntimeFault,
+    RuntimeUnavailable,
+    UpstreamProtocolError,
+    UpstreamTimeout,
+    UpstreamTruncated,
+)
+from engine.domain.generation import Chunk, Clock, GenerationRequest
+from engine.domain.models import Capability, Loaded, ModelInfo, Probe, is_model_name
+from transport.runtimes.upstream import Answer, Transport, Upstream, UpstreamResponse
+from transport.wire import ollama as wire
+from transport.wire.lines import LineSplitter
+
+URL_DEFAULT: Final = "http://127.0.0.1:11434"
+PROBE_S: Final = 2.0
+LIST_S: Final = 10.0  # an answer that touches no model
+HEAD_S: Final = 300.0  # for the head of an answer: it comes with the first token
+LOAD_S: Final = 300.0
+PULL_HEAD_S: Final = 30.0
+PULL_SILENCE_S: Final = 120.0
+HEAR_OUT_S: Final = 0.1  # from the terminal record to the end of the body; a server that keeps on is left
+HEAR_OUT_BYTES_MAX: Final = 64 * 1024
+TRIES_MAX: Final = 3
+RETRY_AFTER_MAX_S: Final = 10.0
+BACKOFF_S: Final = 0.25  # full jitter: a wait is between 0 and this, doubled with every try
+LOGPROBS_SINCE: Final = (0, 12, 11)
+_SECONDS: Final = re.compile(r"[0-9]{1,5}")
+
+
+@attrs.define
+class OllamaCounters:
+    """What happened since the start; `remote_models` and `unnameable_models` are those of the last listing."""
+
+    retries: int = 0  # after 503 or 429
+    without_logprobs: int = 0  # requests repeated without log-probabilities
+    prompts_cut: int = 0
+    late_records: int = 0  # after a terminal record
+    cut_streams: int = 0  # ended inside a record
+    remote_models: int = 0
+    unnameable_models: int = 0
+
+
+@attrs.frozen
+class _Ask:
+    """What a try asks for. `prompt_tokens`: the prompt's length, known when it was refused for it."""
+
+    logprobs: bool
+    truncate: bool = False
+    prompt_tokens: int = 0
+
+
+@attrs.define(eq=False)
+class OllamaRuntime:
+    """Implements `Runtime`. `random_unit` gives the jitter, in [0, 1). `keep_alive` (a duration such as "30m", or
+    seconds; negative: for ever) is sent with loads and generations; None leaves the server's own.
+
+    Calls raise RuntimeFault and ModelNotFound, and also Overloaded (503 to the end) and InvalidRequest (400: the model
+    cannot do what was asked).
+    """
+
+    clock: Clock
+    url: str = URL_DEFAULT
+    name: str = "ollama"
+    keep_alive: str | int | None = None
+    random_unit: Callable[[], float] = random.random
+    transport: Transport | None = None
+    counters: OllamaCounters = attrs.field(factory=OllamaCounters, init=False)
+    _upstream: Upstream = attrs.field(init=False)
+    _version: str | None = attrs.field(default=None, init=False)
+    _remote: frozenset[str] = attrs.field(default=frozenset(), init=False)  # full names of the last listing
+    _without_logprobs: set[str] = attrs.field(factory=set, init=False)  # full names of installed models
+
+    kind: ClassVar[str] = "ollama"
+
+    def __attrs_post_init__(self) -> None:
+        self._upstream = Upstream(self.name, self.url, self.transport)
+
+    @property
+    def local(self) -> bool:
+        """True when the server is on this machine."""
+        return is_loopback(urlsplit(self.url).hostname or "")
+
+    async def probe(self) -> Probe:
+        try:
+            answer = await self._upstream.ask("GET", "/api/version", timeout_s=PROBE_S)
+        except RuntimeFault as error:
+            hint = "start it with `ollama serve`" if isinstance(error, RuntimeUnavailable) else "is that Ollama?"
+            return Probe(up=False, reason=f"{error.message}; {hint}")
+        if answer.status == 403:
+            reason = (
+                f"{self.url} refuses us (403): it may not accept this host name, see OLLAMA_HOST and OLLAMA_ORIGINS"
+            )
+            return Probe(up=False, reason=reason)
+        try:
+            version = wire.decode(answer.body, wire.Version).version
+        except UpstreamProtocolError:
+            reason = f"what answers at {self.url} is no Ollama (GET /api/version: {answer.status}); set its URL"
+            return Probe(up=False, reason=reason)
+        if version != self._version:
+            self._version = version
+            self._without_logprobs.clear()
+        return Probe(up=True, version=wire.reported(version))
+
+    async def list_models(self) -> tuple[ModelInfo, ...]:
+        """Models that can answer first, otherwise in the server's order."""
+        answer = await self._ask("GET", "/api/tags")
+        listed = wire.decode(answer.body, wire.Tags).models or []
+        here = [model for model in listed if not model.remote]
+        named = [model for model in here if is_model_name(model.name)]
+        self._remote = frozenset(wire.full_name(model.name) for model in listed if model.remote)
+        self._without_logprobs &= {wire.full_name(model.name) for model in here}
+        self.counters.remote_models = len(self._remote)
+        self.counters.unnameable_models = len(here) - len(named)
+        infos = (self._info(model) for model in named)
+        return tuple(sorted(infos, key=lambda info: not info.capabilities))
+
+    async def load(self, model: str) -> Loaded:
+        """Raises also ModelLoadFailed. Cancelled here: Ollama gives up the load, for everybody who waits for it."""
+        self._refuse_remote(model)
+        begin_us = self.clock()
+        await self._load(model, self.keep_alive)
+        load_ms = (self.clock() - begin_us) / 1000
+        return Loaded(await self._resident_bytes(model), load_ms)
+
+    async def unload(self, model: str) -> int:
+        """A model that is answering goes when it has answered."""
+        self._refuse_remote(model)
+        freed_bytes = await self._resident_bytes(model)
+        if freed_bytes:
+            await self._load(model, 0)
+        return freed_bytes
+
+    @asynccontextmanager
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
+        """Stream an answer. Refusals are raised on entering: up to three tries while the server is busy, and one again
+        without what it cannot do. Once it answers nothing is tried again. A connection that breaks raises
+        UpstreamTruncated; a stream that just stops ends the iterator. Leaving closes the connection."""
+        self._refuse_remote(request.model)
+        ask = _Ask(logprobs=wire.full_name(request.model) not in self._without_logprobs)
+        failures = 0
+        while True:
+            body = wire.request_body(request, logprobs=ask.logprobs, truncate=ask.truncate, keep_alive=self.keep_alive)
+            path = wire.request_path(request)
+            async with self._upstream.open_stream("POST", path, body, head_timeout_s=HEAD_S) as response:
+                if response.status == 200:
+                    self._remember(request.model, ask)
+                    records = wire.RecordStream()
+                    try:
+                        async with aclosing(self._chunks(response, records, ask)) as chunks:
+                            yield chunks
+                        if records.ended:
+                            await _hear_out(response, records)
+                    finally:
+                        self.counters.late_records += records.late_records
+                        self.counters.cut_streams += records.cut
+                    return
+                text = wire.error_text(await response.read_error())
+                retry_after = response.header("retry-after")
+            next_ask = self._concession(response.status, text, ask)
+            if next_ask is None:
+                error = wire.refusal(response.status, text, request.model, self.name)
+                failures += 1
+                await self._back_off(error, failures, retry_after)
+            else:
+                ask = next_ask
+
+    async def pull(self, model: str) -> AsyncGenerator[wire.PullProgress, None]:
+        """Download `model`; what the server reports, the last one with status `success`. Use it under `aclosing`:
+        leaving stops the download. Raises UpstreamProtocolError for a reported error, UpstreamTimeout after 120 s of
+        silence, UpstreamTruncated when it stops without `success`."""
+        self._refuse_remote(model)
+        body = msgspec.json.encode({"model": model, "stream": True})
+        async with self._upstream.open_stream("POST", "/api/pull", body, head_timeout_s=PULL_HEAD_S) as response:
+            if response.status != 200:
+                text = wire.error_text(await response.read_error())
+                raise wire.refusal(response.status, text, model, self.name)
+            lines, status = LineSplitter(), ""
+            while (data := await response.next_within(PULL_SILENCE_S)) is not None:
+                for line in lines.feed(data):
+                    progress = wire.decode(line, wire.PullProgress)
+                    if progress.error is not None:
+                        raise UpstreamProtocolError(f"{self.name} cannot pull {model}: {wire.reported(progress.error)}")
+                    status = progress.status
+                    yield progress
+            if status != "success":
+                raise UpstreamTruncated(f"{self.name} broke off pulling {model}")
+
+    # ── one answer ──
+
+    async def _chunks(
+        self, response: UpstreamResponse, records: wire.RecordStream, ask: _Ask
+    ) -> AsyncGenerator[Chunk, None]:
+        """Stamped per read; a read is what httpx hands out, one HTTP chunk."""
+        async for data in response:
+            t_us = self.clock()
+            for chunk in records.feed(data, t_us):
+                yield self._told(chunk, ask)
+            if records.ended:
+                return
+        for chunk in records.finish(self.clock()):
+            yield self._told(chunk, ask)
+
+    def _told(self, chunk: Chunk, ask: _Ask) -> Chunk:
+        """The chunk; a terminal one says when the prompt was cut."""
+        if chunk.end is None or not ask.truncate:
+            return chunk
+        self.counters.prompts_cut += 1
+        dropped = max(1, ask.prompt_tokens - (chunk.end.prompt_tokens or ask.prompt_tokens))
+        return attrs.evolve(chunk, end=attrs.evolve(chunk.end, prompt_tokens_dropped=dropped))
+
+    def _concession(self, status: int, text: str, ask: _Ask) -> _Ask | None:
+        """What to ask for instead, when the refusal is about something we can do without. Each thing once."""
+        prompt_tokens = wire.context_excess(status, text)
+        if prompt_tokens is not None and not ask.truncate:
+            return attrs.evolve(ask, truncate=True, prompt_tokens=prompt_tokens)
+        if wire.about_logprobs(status, text) and ask.logprobs:
+            self.counters.without_logprobs += 1
+            return attrs.evolve(ask, logprobs=False)
+        return None
+
+    def _remember(self, model: str, ask: _Ask) -> None:
+        if not ask.logprobs:
+            self._without_logprobs.add(wire.full_name(model))
+
+    async def _back_off(self, error: EngineError, failures: int, retry_after: str | None) -> None:
+        """Wait for the next try, or raise `error`. A server that names a time is given it, up to 10 s."""
+        delay_s = self.random_unit() * BACKOFF_S * 2 ** (failures - 1)
+        if retry_after is not None and _SECONDS.fullmatch(retry_after):
+            delay_s = float(retry_after)
+            error.details["retry_after_s"] = int(retry_after)
+        if not isinstance(error, Overloaded) or failures >= TRIES_MAX or delay_s > RETRY_AFTER_MAX_S:
+            raise error
+        self.counters.retries += 1
+        await trio.sleep(delay_s)
+
+    # ── small calls ──
+
+    async def _load(self, model: str, keep_alive: str | int | None) -> None:
+        body = wire.load_body(model, keep_alive)
+        failures = 0
+        while True:
+            try:
+                answer = await self._upstream.ask("POST", "/api/generate", body, timeout_s=LOAD_S)
+            except UpstreamTimeout:
+                raise ModelLoadTimeout(f"{self.name} did not load {model} within {LOAD_S:g} s") from None
+            if answer.status == 200:
+                break
+            error = wire.refusal(answer.status, wire.error_text(answer.body), model, self.name)
+            failures += 1
+            if isinstance(error, UpstreamProtocolError):
+                raise ModelLoadFailed(error.message, model=model, **error.details)
+            await self._back_off(error, failures, answer.retry_after)
+        if not wire.load_done(answer.body):
+            raise UpstreamProtocolError(f"{self.name} did not say whether {model} is loaded")
+
+    async def _resident_bytes(self, model: str) -> int:
+        answer = await self._ask("GET", "/api/ps")
+        running = wire.decode(answer.body, wire.Running).models or []
+        return sum(loaded.size for loaded in running if wire.full_name(loaded.name) == wire.full_name(model))
+
+    async def _ask(self, method: str, path: str) -> Answer:
+        answer = await self._upstream.ask(method, path, timeout_s=LIST_S)
+        if answer.status != 200:
+            raise UpstreamProtocolError(f"{self.name} answered {answer.status} to {path}", status=answer.status)
+        return answer
+
+    def _refuse_remote(self, model: str) -> None:
+        if wire.is_cloud_name(model) or wire.full_name(model) in self._remote:
+            raise ModelNotFound(
+                f"{model} runs on another machine and a prompt for it would leave this one; only local models are used",
+                model=model,
+            )
+
+    def _info(self, model: wire.ListedModel) -> ModelInfo:
+        details: dict[str, Any] = {key: value for key, value in msgspec.structs.asdict(model.details).items() if value}
+        if model.capabilities is not None:
+            details["capabilities"] = list(model.capabilities)
+        return ModelInfo(
+            name=model.name,
+            runtime=self.name,
+            size_bytes=model.size,
+            modified_at=model.modified_at,
+            digest=model.digest,
+            capabilities=self._capabilities(model),
+            details=details,
+        )
+
+    def _capabilities(self, model: wire.ListedModel) -> tuple[Capability, ...]:
+        """Servers that state none are taken to complete and chat: that is what they were."""
+        if model.capabilities is not None and "completion" not in model.capabilities:
+            return ()
+        known_without = wire.full_name(model.name) in self._without_logprobs
+        if known_without or not gives_logprobs(self._version):
+            return (Capability.COMPLETION, Capability.CHAT)
+        return (Capability.COMPLETION, Capability.CHAT, Capability.LOGPROBS)
+
+
+async def _hear_out(response: UpstreamResponse, records: wire.RecordStream) -> None:
+    """Read on to the end of the body after the terminal record, to count what should not be there."""
+    size_bytes = 0
+    with trio.move_on_after(HEAR_OUT_S), suppress(RuntimeFault):
+        async for data in response:
+            for _ in records.feed(data, 0):
+                raise AssertionError("an ended stream has no more chunks")
+            size_bytes += len(data)
+            if size_bytes > HEAR_OUT_BYTES_MAX:
+                return
+
+
+def gives_logprobs(version: str | None) -> bool:
+    """Log-probabilities came with 0.12.11. A version that is no number (a build of one's own) is taken as new."""
+    try:
+        parts = tuple(int(part) for part in (version or "").partition("-")[0].split("."))
+    except ValueError:
+        return True
+    return parts >= LOGPROBS_SINCE or not any(parts)
+
+
+def is_loopback(host: str) -> bool:
+    """True for `localhost` and loopback addresses; compared as text, nothing is looked up."""
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def ollama_url(environ: Mapping[str, str]) -> str:
+    """Where the server is, by the rules of OLLAMA_HOST: scheme, host, port and path are all optional; blanks and quotes
+    around it are trimmed; an address that means "all interfaces" is reached on loopback; a port that is none is the
+    default."""
+    value = environ.get("OLLAMA_HOST", "").strip().strip("\"'").strip()
+    scheme, separator, rest = value.partition("://")
+    if not separator:
+        scheme, rest = "http", value
+    default_port = {"http": 80, "https": 443}.get(scheme, 11434) if separator else 11434
+    address, slash, path = rest.partition("/")
+    host, port = _host_and_port(address)
+    if host in ("", "0.0.0.0", "::"):
+        host = "::1" if host == "::" else "127.0.0.1"
+    number = int(port) if port.isascii() and port.isdecimal() and int(port) <= 65535 else default_port
+    shown = f"[{host}]" if ":" in host else host
+    return f"{scheme}://{shown}:{number}{slash}{path}".rstrip("/")
+
+
+def _host_and_port(address: str) -> tuple[str, str]:
+    """`host`, `host:port`, `[v6]`, `[v6]:port` or a bare v6 address."""
+    if address.startswith("["):
+        host, _, port = address[1:].partition("]")
+        return host, port.removeprefix(":")
+    if address.count(":") > 1:
+        return address, ""
+    host, _, port = address.partition(":")
+    return host, port

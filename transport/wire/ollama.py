@@ -1,0 +1,434 @@
+"""Ollama's native dialect, without IO: stream records to chunks, requests to bytes, listings to values.
+
+What is particular to it:
+
+- A record is not a token: it may hold several log-probability entries, or none, or entries without any text (while a
+  parser for thinking or tool calls holds text back). Entries can be fewer than tokens.
+- `done_reason` is `stop` both at the end of an answer and at a stop string, so a stop string ends as FINISHED.
+- Go leaves zeros out. A terminal record with `eval_duration` and no `eval_count` generated nothing: 0. Any other
+  absent count is unknown: None.
+- Whether a prompt was cut is not in the answer. It can only be made an error (`truncate: false`), see `context_excess`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Final, TypeVar
+
+import attrs
+import msgspec
+
+from engine.domain.errors import (
+    EngineError,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    RuntimeUnavailable,
+    UpstreamProtocolError,
+)
+from engine.domain.generation import (
+    Chunk,
+    EndReason,
+    GenerationEnd,
+    GenerationRequest,
+    TokenKind,
+    TokenLogprob,
+    TopEntry,
+)
+from transport.wire.lines import LineSplitter
+
+TOKEN_CHARS_MAX: Final = 16 * 1024
+ENTRIES_MAX: Final = 4_096  # log-probability entries in one record
+TOP_MAX: Final = 64  # alternatives of one entry; more than anybody may ask for
+TOP_ASKED_MAX: Final = 20  # Ollama answers 400 above it
+COUNT_MAX: Final = 2**53
+REPORTED_CHARS_MAX: Final = 200  # of the runtime's own error text
+LOGPROB_ROUNDING: Final = 1e-3  # float32 sums can come out a little above zero
+
+TokenText = Annotated[str, msgspec.Meta(max_length=TOKEN_CHARS_MAX)]
+LogProb = Annotated[float, msgspec.Meta(le=LOGPROB_ROUNDING)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+
+
+class _Top(msgspec.Struct, gc=False):
+    token: TokenText
+    logprob: LogProb
+
+
+class _Entry(msgspec.Struct):
+    token: TokenText
+    logprob: LogProb
+    top_logprobs: Annotated[list[_Top], msgspec.Meta(max_length=TOP_MAX)] | None = None
+
+
+class _Message(msgspec.Struct):
+    content: str = ""
+    thinking: str = ""
+    tool_calls: list[msgspec.Raw] | None = None
+
+
+class _Record(msgspec.Struct):
+    """One line of `/api/generate` (`response`) or `/api/chat` (`message`), or `{"error": …}`."""
+
+    response: str = ""
+    thinking: str = ""
+    tool_calls: list[msgspec.Raw] | None = None
+    message: _Message | None = None
+    done: bool = False
+    done_reason: str = ""
+    logprobs: Annotated[list[_Entry], msgspec.Meta(max_length=ENTRIES_MAX)] | None = None
+    prompt_eval_count: Count | None = None
+    eval_count: Count | None = None
+    eval_duration: Count | None = None
+    remote_host: str = ""
+    error: str | None = None
+
+
+class ModelDetails(msgspec.Struct, omit_defaults=True):
+    format: str = ""
+    family: str = ""
+    parameter_size: str = ""
+    quantization_level: str = ""
+    context_length: Count = 0
+    embedding_length: Count = 0
+
+
+class ListedModel(msgspec.Struct):
+    """A model of `/api/tags`. `capabilities` is None on servers that do not state them."""
+
+    name: str
+    size: Count = 0
+    modified_at: str | None = None
+    digest: str | None = None
+    details: ModelDetails = msgspec.field(default_factory=ModelDetails)
+    capabilities: list[str] | None = None
+    remote_host: str = ""
+    remote_model: str = ""
+
+    @property
+    def remote(self) -> bool:
+        """True when asking it sends the prompt to another machine."""
+        return bool(self.remote_host or self.remote_model) or is_cloud_name(self.name)
+
+
+class LoadedModel(msgspec.Struct):
+    """A model of `/api/ps`: `size` is all the memory it takes in bytes, `size_vram` the part on a GPU."""
+
+    name: str
+    size: Count = 0
+    size_vram: Count = 0
+    context_length: Count = 0
+
+
+class Tags(msgspec.Struct):
+    models: list[ListedModel] | None = None
+
+
+class Running(msgspec.Struct):
+    models: list[LoadedModel] | None = None
+
+
+class Version(msgspec.Struct):
+    version: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+
+
+class Shown(msgspec.Struct):
+    """What of `/api/show` matters here."""
+
+    details: ModelDetails = msgspec.field(default_factory=ModelDetails)
+    capabilities: list[str] | None = None
+    remote_host: str = ""
+    remote_model: str = ""
+
+
+class PullProgress(msgspec.Struct):
+    """One line of `/api/pull`: bytes done and in all, of the layer that `status` speaks of."""
+
+    status: str = ""
+    completed: Count = 0
+    total: Count | None = None
+    error: str | None = None
+
+
+class _Error(msgspec.Struct):
+    error: str
+
+
+class _ContextError(msgspec.Struct):
+    """llama.cpp's refusal of a long prompt; Ollama passes it on as text inside its own error."""
+
+    n_prompt_tokens: Count
+
+
+class _ContextRefusal(msgspec.Struct):
+    error: _ContextError
+
+
+T = TypeVar("T")
+_record_decoder: Final = msgspec.json.Decoder(_Record)
+_BYTE: Final = re.compile(r" \(byte (\d+)\)")
+_CONTEXT: Final = re.compile(r"context|too long", re.IGNORECASE)
+
+
+# ── the stream ──
+
+
+def parse_record(line: bytes, t_us: int, offset: int = 0) -> tuple[Chunk, ...]:
+    """One record as chunks: one, or one per kind of text it holds (thinking, then answer, then tool calls).
+
+    `raw` is on the first of them, `end` on the last. The text of a tool call is its compact JSON. `offset` is where the
+    line starts in the stream. Raises UpstreamProtocolError for a line that is no such record and for an error record.
+    """
+    return _chunks(_decoded(line, offset), line, t_us)
+
+
+@attrs.define(eq=False)
+class RecordStream:
+    """The bytes of one answer to its chunks. `ended`: the terminal record was seen; what came after it is ignored and
+    counted in `late_records`. `cut`: the stream ended inside a record."""
+
+    ended: bool = attrs.field(default=False, init=False)
+    late_records: int = attrs.field(default=0, init=False)
+    cut: bool = attrs.field(default=False, init=False)
+    _lines: LineSplitter = attrs.field(factory=LineSplitter, init=False)
+
+    def feed(self, data: bytes, t_us: int) -> Iterator[Chunk]:
+        """The chunks of one read, which all arrived at `t_us`. Consume it whole: an error of a record comes after the
+        chunks before it."""
+        lines = self._lines.feed(data)
+        if self.ended:
+            self._count_late(lines)
+            return
+        for index, (line, start) in enumerate(zip(lines, self._lines.starts, strict=True)):
+            if not line.strip():
+                continue
+            chunks = parse_record(line, t_us, start)
+            if chunks[-1].end is not None:
+                self.ended = True
+                self._count_late(lines[index + 1 :])  # now: a reader may leave at the end it was waiting for
+                yield from chunks
+                return
+            yield from chunks
+
+    def finish(self, t_us: int) -> Iterator[Chunk]:
+        """At the end of the stream: a last record may come without its LF; half a record is `cut`, not an error."""
+        rest = self._lines.finish()
+        if self.ended:
+            self._count_late([rest])
+            return
+        if not rest.strip():
+            return
+        try:
+            record = _decoded(rest, 0)
+        except UpstreamProtocolError:
+            self.cut = True
+            return
+        chunks = _chunks(record, rest, t_us)
+        self.ended = chunks[-1].end is not None
+        yield from chunks
+
+    def _count_late(self, lines: Sequence[bytes]) -> None:
+        self.late_records += sum(1 for line in lines if line.strip())
+
+
+def _decoded(line: bytes, offset: int) -> _Record:
+    return _typed(line, _record_decoder, offset)
+
+
+def _typed(data: bytes, decoder: msgspec.json.Decoder[T], offset: int = 0) -> T:
+    try:
+        str(data, "utf-8")  # the decoder does not look into the strings it skips
+        return decoder.decode(data)
+    except UnicodeDecodeError as error:
+        reason, at = "it is not UTF-8", error.start
+    except RecursionError:
+        reason, at = "it is nested too deeply", 0
+    except msgspec.DecodeError as error:  # its text names types and paths, never a value
+        found = _BYTE.search(str(error))
+        reason, at = _BYTE.sub("", str(error)), int(found[1]) if found else 0
+    raise UpstreamProtocolError(
+        f"the runtime sent a record that cannot be read at byte {offset + at}: {reason}", offset=offset + at
+    )
+
+
+def _chunks(record: _Record, line: bytes, t_us: int) -> tuple[Chunk, ...]:
+    if record.error is not None:
+        raise UpstreamProtocolError(f"the runtime broke off with an error: {reported(record.error)}")
+    if record.remote_host:
+        raise UpstreamProtocolError("the runtime answered from another machine; only models that run here are used")
+    parts = _parts(record)
+    dealt = _dealt([text for _, text in parts], _entries(record))
+    last = len(parts) - 1
+    return tuple(
+        Chunk(
+            text=text,
+            t_us=t_us,
+            kind=kind,
+            logprobs=dealt[index],
+            end=_end(record) if record.done and index == last else None,
+            raw=line if index == 0 else b"",
+        )
+        for index, (kind, text) in enumerate(parts)
+    )
+
+
+def _parts(record: _Record) -> list[tuple[TokenKind, str]]:
+    message = record.message
+    thinking = message.thinking if message else record.thinking
+    content = message.content if message else record.response
+    calls = message.tool_calls if message else record.tool_calls
+    parts = [(TokenKind.THINKING, thinking)] if thinking else []
+    if content:
+        parts.append((TokenKind.ANSWER, content))
+    if calls:
+        parts.append((TokenKind.TOOL, "".join(str(msgspec.json.format(bytes(c), indent=-1), "utf-8") for c in calls)))
+    return parts or [(TokenKind.ANSWER, "")]
+
+
+def _entries(record: _Record) -> tuple[TokenLogprob, ...]:
+    return tuple(
+        TokenLogprob(
+            entry.token,
+            min(0.0, entry.logprob),
+            tuple(TopEntry(top.token, min(0.0, top.logprob)) for top in entry.top_logprobs or ()),
+        )
+        for entry in record.logprobs or ()
+    )
+
+
+def _dealt(texts: Sequence[str], entries: tuple[TokenLogprob, ...]) -> list[tuple[TokenLogprob, ...]]:
+    """The entries per text. With several texts each takes the entries that spell it; when they do not, the last takes
+    what is left."""
+    dealt: list[tuple[TokenLogprob, ...]] = []
+    for text in texts[:-1]:
+        spelled, count = "", 0
+        while count < len(entries) and len(spelled) < len(text):
+            spelled += entries[count].token
+            count += 1
+        taken = count if spelled == text else 0
+        dealt.append(entries[:taken])
+        entries = entries[taken:]
+    return [*dealt, entries]
+
+
+def _end(record: _Record) -> GenerationEnd:
+    eval_count = record.eval_count
+    if eval_count is None and record.eval_duration is not None:
+        eval_count = 0
+    reason = EndReason.LENGTH if record.done_reason == "length" else EndReason.FINISHED
+    return GenerationEnd(reason, prompt_tokens=record.prompt_eval_count, eval_count=eval_count)
+
+
+# ── requests ──
+
+
+def request_path(request: GenerationRequest) -> str:
+    return "/api/chat" if request.messages else "/api/generate"
+
+
+def request_body(
+    request: GenerationRequest, *, logprobs: bool = True, truncate: bool = True, keep_alive: str | int | None = None
+) -> bytes:
+    """The body for `request_path`. Options stand in it only where the request gives them, and runner options (num_ctx
+    and the like) never: a change of one reloads the model. `truncate=False` has a long prompt refused, not cut."""
+    body: dict[str, Any] = {"model": request.model, "stream": True}
+    if request.messages:
+        body["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
+    else:
+        body["prompt"] = request.prompt or ""
+    if logprobs:
+        body |= {"logprobs": True, "top_logprobs": min(request.top_logprobs, TOP_ASKED_MAX)}
+    if not truncate:
+        body["truncate"] = False
+    if keep_alive is not None:
+        body["keep_alive"] = keep_alive
+    parameters = request.parameters
+    options = {
+        "temperature": parameters.temperature,
+        "top_p": parameters.top_p,
+        "top_k": parameters.top_k,
+        "num_predict": parameters.max_tokens,
+        "seed": parameters.seed,
+        "stop": list(parameters.stop) or None,
+    }
+    given = {key: value for key, value in options.items() if value is not None}
+    return msgspec.json.encode(body | ({"options": given} if given else {}))
+
+
+def load_body(model: str, keep_alive: str | int | None = None) -> bytes:
+    """A generate request without a prompt: it only loads; with `keep_alive=0` it unloads."""
+    body: dict[str, Any] = {"model": model, "stream": False}
+    return msgspec.json.encode(body if keep_alive is None else body | {"keep_alive": keep_alive})
+
+
+# ── answers that are not streams ──
+
+
+def decode(body: bytes, type_: type[T]) -> T:
+    """A whole JSON answer. Raises UpstreamProtocolError without a word of the body."""
+    return _typed(body, msgspec.json.Decoder(type_))
+
+
+def load_done(body: bytes) -> bool:
+    """True when the answer to `load_body` is terminal. Raises UpstreamProtocolError."""
+    chunks = parse_record(body, 0)
+    return chunks[-1].end is not None
+
+
+def error_text(body: bytes) -> str:
+    """The runtime's own error text, or an empty string when the body has none."""
+    try:
+        return decode(body, _Error).error
+    except UpstreamProtocolError:
+        return ""
+
+
+def reported(text: str) -> str:
+    """The runtime's error text, safe to pass on: printable and short. `raw=` quotes what the model wrote."""
+    text = text.partition(" raw=")[0]
+    return "".join(char if char.isprintable() else "?" for char in text[:REPORTED_CHARS_MAX])
+
+
+def refusal(status: int, text: str, model: str, runtime: str) -> EngineError:
+    """The error for an answer whose status is not 200. `text` is `error_text` of its body."""
+    said = f": {reported(text)}" if text else ""
+    if status == 404:
+        return ModelNotFound(f"{runtime} has no model {model}; get it with `ollama pull {model}`", model=model)
+    if status in (429, 503):
+        return Overloaded(f"{runtime} is busy{said}", runtime=runtime, retry_after_s=1)
+    if status == 400:
+        return InvalidRequest(f"{runtime} refused the request for {model}{said}", model=model)
+    if status in (401, 403):
+        return RuntimeUnavailable(f"{runtime} refuses to be used ({status}){said}", status=status)
+    return UpstreamProtocolError(f"{runtime} answered {status}{said}", status=status)
+
+
+def about_logprobs(status: int, text: str) -> bool:
+    """True when a request may go through without log-probabilities."""
+    return status == 400 and ("logprobs" in text or "does not support" in text)
+
+
+def context_excess(status: int, text: str) -> int | None:
+    """The length in tokens of a prompt refused because of `truncate: false`; 0 when the refusal does not say it; None
+    when it is about something else."""
+    if status != 400 or not _CONTEXT.search(text):
+        return None
+    try:
+        return decode(text[text.index("{") :].encode(), _ContextRefusal).error.n_prompt_tokens
+    except (UpstreamProtocolError, ValueError):
+        return 0
+
+
+# ── names ──
+
+
+def is_cloud_name(name: str) -> bool:
+    """True for names that Ollama passes on to ollama.com: the tag is `cloud` or ends with `-cloud`."""
+    tag = name.rpartition("/")[2].partition(":")[2].lower()
+    return tag == "cloud" or tag.endswith("-cloud")
+
+
+def full_name(name: str) -> str:
+    """`name` with the tag that Ollama adds when there is none."""
+    return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
