@@ -63,6 +63,13 @@ def build_parser() -> argparse.ArgumentParser:
         ("ps", _ps, "list models in memory and running sessions"),
     ):
         verb(name, do, help_).add_argument("--json", action="store_true", help="print JSON")
+    load = verb("load", _load, "bring a model into memory")
+    load.add_argument("model", metavar="MODEL")
+    load.add_argument("--pin", action="store_true", help="keep it there until it is unloaded")
+    load.add_argument("--json", action="store_true", help="print JSON")
+    unload = verb("unload", _unload, "take a model out of memory")
+    unload.add_argument("model", metavar="MODEL")
+    unload.add_argument("--json", action="store_true", help="print JSON")
     stop = verb("stop", _stop, "stop a running session")
     stop.add_argument("session", metavar="SESSION", help="a session id, its first characters, or `all`")
     stop.add_argument("--json", action="store_true", help="print JSON")
@@ -170,6 +177,30 @@ def _ps(args: argparse.Namespace) -> int:
     loaded = [m for m in client.get("/models")["models"] if m["resident_bytes"] or m["state"] != "absent"]
     body = {"models": loaded, "sessions": client.get("/stats")["sessions"]["running"]}
     console.show(body, args.json, console.ps_table)
+    return 0
+
+
+def _load(args: argparse.Namespace) -> int:
+    from engine import console
+    from engine.client import EngineClient
+
+    settings = settings_of(args)
+    client = EngineClient.connect(_engine(), settings)
+    patience_s = settings.timeouts.load_s + settings.timeouts.first_token_s
+    print(f"loading {console.harmless(args.model)}", file=sys.stderr)
+    body = client.post("/models/load", {"name": args.model, "pin": args.pin}, patience_s)
+    console.show(body, args.json, console.loaded_lines)
+    return 0
+
+
+def _unload(args: argparse.Namespace) -> int:
+    from engine import console
+    from engine.client import EngineClient
+
+    settings = settings_of(args)
+    client = EngineClient.connect(_engine(), settings)
+    body = client.post("/models/unload", {"name": args.model}, settings.timeouts.load_s)
+    console.show(body, args.json, console.unloaded_lines)
     return 0
 
 

@@ -140,6 +140,15 @@ def ps_table(body: dict[str, Any]) -> list[str]:
     return [*lines, "", *table(("SESSION", "MODEL", "STATE", "TOKENS", "FOR"), sessions)]
 
 
+def loaded_lines(body: dict[str, Any]) -> list[str]:
+    took = f"loaded in {body['load_time_ms']:.0f} ms" if body["load_time_ms"] else "was in memory already"
+    return [f"{body['model']} {took}: {size(body['resident_bytes'])}", *(f"evicted {name}" for name in body["evicted"])]
+
+
+def unloaded_lines(body: dict[str, Any]) -> list[str]:
+    return [f"freed {size(body['freed_bytes'])}" if body["freed_bytes"] else "it was not in memory"]
+
+
 def stopped_lines(body: dict[str, Any]) -> list[str]:
     if not body["stopped"]:
         return ["no session is running"]

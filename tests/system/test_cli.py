@@ -167,6 +167,17 @@ def test_models_ps_and_stop(engine):
         assert session_id not in http.get("/stats").text
 
 
+def test_load_and_unload(start):
+    engine = start()
+    assert "embedded/mixed loaded in" in run_beside(engine, "load", "embedded/mixed").stdout
+    assert "was in memory already" in run_beside(engine, "load", "embedded/mixed").stdout
+    assert "embedded/mixed  ready" in run_beside(engine, "ps").stdout
+    assert json.loads(run_beside(engine, "unload", "embedded/mixed", "--json").stdout)["freed_bytes"] > 0
+    assert run_beside(engine, "unload", "embedded/mixed").stdout == "it was not in memory\n"
+    missing = run_beside(engine, "load", "nope")
+    assert (missing.returncode, "there is no model nope" in missing.stderr) == (1, True)
+
+
 def test_stop_all_and_stop_of_nothing(start):
     engine = start()
     with engine.client() as http:
