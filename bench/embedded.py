@@ -1,4 +1,4 @@
-"""Speed of the built-in models: `python bench/embedded.py [--tokens N] [--model NAME]`.
+"""Speed of the built-in models: `python -m bench embedded`, or `python -m bench.embedded [--tokens N] [--model NAME]`.
 
 The limit is measured in the same run: forward passes of one token with nothing around them. Each stream adds sampling,
 log-probabilities, a thread hop and a Chunk per token; its ratio says what share of the limit is left. Aggregates of
