@@ -1,4 +1,4 @@
-"""Which models there are, and which runtime has them. Names as CONTRACT §2: the exact name first, then
+"""Which models there are, and which runtime has them. The exact name counts first, then
 `runtime/name`."""
 
 from __future__ import annotations

@@ -89,19 +89,25 @@ class FrameClient:
         self.gone = True
 
     @property
+    def _due(self) -> bool:
+        """Within half a tick: deliveries happen on ticks."""
+        return self.services.clock() + 500_000 // self.services.tick_hz >= self._due_us
+
+    @property
     def lagging(self) -> bool:
         return bool(self._pending or self._replies)
 
     def reply(self, type_: str, payload: Any) -> None:
         self._replies.append(text_frame(self.services.system(type_, payload)))
-        if len(self._replies) > REPLIES_MAX:
+        waiting_bytes = sum(len(reply) for reply in self._replies[:-1])  # one may always wait, however large
+        if len(self._replies) > REPLIES_MAX or waiting_bytes > self.services.pending_bytes_max:
             self._close_slow()
         else:
             self.flush()
 
     def flush(self) -> None:
         """Send what is kept, if the sink is free and the client's rate allows it."""
-        due = bool(self._pending) and self.services.clock() >= self._due_us
+        due = bool(self._pending) and self._due
         if not self._replies and not due:
             return
         parts = list(self._replies)
@@ -117,7 +123,7 @@ class FrameClient:
 
     def deliver(self, frame: Frame, message: bytes, events: list[tuple[Event, bytes]]) -> None:
         """One frame: the shared bytes when level, else kept and merged."""
-        level = not self._pending and not self._replies and self.services.clock() >= self._due_us
+        level = not self.lagging and self._due
         if level and self.sink.push(message):
             self._sent()
             return
@@ -143,7 +149,9 @@ class FrameClient:
     def _sent(self) -> None:
         self.services.counters.pushed += 1
         if self.rate_hz < self.services.tick_hz:
-            self._due_us = self.services.clock() + round(1e6 / self.rate_hz)
+            # From the moment it was due, not from now: else every delivery slips to the tick after.
+            period_us, now_us = round(1e6 / self.rate_hz), self.services.clock()
+            self._due_us = max(self._due_us + period_us, now_us + period_us // 2)
 
     def _close_slow(self) -> None:
         self.services.counters.closed_slow += 1

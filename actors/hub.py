@@ -17,7 +17,7 @@ import trio
 from actors.frame_client import ClientServices, FrameClient, HubCounters, Sink
 from actors.kernel import Inlet
 from actors.session_log import Follower, SessionLog
-from engine.domain.events import HEARTBEAT, Event, HeartbeatPayload
+from engine.domain.events import HEARTBEAT, SESSION_END, Event, HeartbeatPayload
 from engine.domain.frames import Frame
 from engine.domain.generation import Clock
 from engine.domain.telemetry import Telemetry
@@ -130,6 +130,7 @@ class FrameHub:
     def _frame(self, frame: Frame) -> None:
         self.clients = [client for client in self.clients if not client.gone]
         self.counters.frames += 1
+        frame = attrs.evolve(frame, events=tuple(event for event in frame.events if not self._known_end(event)))
         payloads = [encode_payload(event, with_top=False) for event in frame.events]
         self._remember(frame, payloads)
         heartbeat = self._heartbeat(frame)
@@ -144,6 +145,11 @@ class FrameHub:
                 client.deliver(frame, message, events)
             else:
                 client.flush()
+
+    def _known_end(self, event: Event) -> bool:
+        """True for the end of a session that has ended: after a crash it may be told twice."""
+        log = self._logs.get(event.session_id or "")
+        return event.type == SESSION_END and log is not None and log.end is not None
 
     def _build(
         self, frame: Frame, wanted: Subscription, plain: list[tuple[Event, bytes]], heartbeat: list[tuple[Event, bytes]]

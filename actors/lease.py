@@ -22,7 +22,7 @@ class Grant:
     model: str
     cold: bool
     load_ms: float
-    resident_bytes: int
+    resident_bytes: int | None
     evicted: tuple[str, ...]
 
 
@@ -63,6 +63,7 @@ class Ticket:
                 told = self.news
                 await tell(*told)
         if self.error is not None:
+            await tell(ModelState.FAILED, None, self.error.message)
             raise self.error
         assert self.grant is not None
         if self.grant.cold:

@@ -17,7 +17,15 @@ import trio
 from actors.catalog import ModelRef
 from actors.kernel import Inlet, Outlet, Reply
 from actors.lease import Grant, Lease, Tell, Ticket
-from engine.domain.errors import EngineError, ModelLoadFailed, ModelLoadTimeout, Overloaded, SessionConflict
+from engine.domain.errors import (
+    EngineError,
+    InternalError,
+    ModelLoadFailed,
+    ModelLoadTimeout,
+    Overloaded,
+    SessionConflict,
+    UpstreamTimeout,
+)
 from engine.domain.generation import Clock
 from engine.domain.models import Loaded, ModelState
 from policies.admission import Admit, PoolCaps, Slot, Wait, admit
@@ -32,7 +40,7 @@ class ModelStatus:
     """A model as the pool sees it. `last_used_us` is null before its first use."""
 
     state: ModelState
-    resident_bytes: int
+    resident_bytes: int | None
     leases: int
     last_used_us: int | None
 
@@ -59,6 +67,7 @@ class _LoadDone:
 class _UnloadDone:
     model: str
     freed_bytes: int
+    error: EngineError | None
 
 
 Command = Lease | Release | Unload | _LoadDone | _UnloadDone
@@ -101,8 +110,22 @@ class ModelPool:
         async with self.inlet.open() as commands, trio.open_nursery() as nursery:
             self._nursery = nursery
             task_status.started()
-            async for command in commands:
-                self._handle(command)
+            try:
+                async for command in commands:
+                    self._handle(command)
+            finally:
+                self._dismiss()
+
+    def _dismiss(self) -> None:
+        """On the way out: whoever still waits is told, and waits no more."""
+        error = Overloaded("the engine is stopping", retry_after_s=RETRY_AFTER_S)
+        for entry in self._entries.values():
+            for lease in entry.waiting:
+                lease.ticket.fail(error)
+            for reply in entry.unloads:
+                reply.fail(error)
+        for lease in self._queue:
+            lease.ticket.fail(error)
 
     # ── reads, between two awaits of anybody ──
 
@@ -116,11 +139,11 @@ class ModelPool:
 
     @property
     def resident_bytes(self) -> int:
-        return sum(e.loaded.resident_bytes for e in self._entries.values() if e.loaded is not None)
+        return sum(e.loaded.resident_bytes or 0 for e in self._entries.values() if e.loaded is not None)
 
     @property
     def queued(self) -> int:
-        return len(self._queue)
+        return sum(not lease.ticket.abandoned for lease in self._queue)
 
     @property
     def streams(self) -> int:
@@ -241,8 +264,10 @@ class ModelPool:
 
     def _unload(self, command: Unload) -> None:
         entry = self._entries.get(command.model.name)
-        if entry is None:
-            command.reply.set(0)
+        if entry is None:  # not ours, but it may be in its runtime's memory all the same
+            entry = self._entries[command.model.name] = _Entry(command.model)
+            entry.unloads.append(command.reply)
+            self._start_unload(entry)
         elif entry.leases or entry.waiting or entry.state is ModelState.LOADING:
             command.reply.fail(
                 SessionConflict(f"{command.model.name} is in use; stop its sessions first", streams=entry.leases)
@@ -259,7 +284,10 @@ class ModelPool:
     def _unload_done(self, done: _UnloadDone) -> None:
         entry = self._entries.pop(done.model)
         for reply in entry.unloads:
-            reply.set(done.freed_bytes)
+            reply.set(done.freed_bytes) if done.error is None else reply.fail(done.error)
+        if done.error is not None and entry.loaded is not None:
+            entry.state, entry.unloads = ModelState.READY, []  # as far as we know it is still there
+            self._entries[done.model] = entry
         for waiting in self._entries.values():
             if done.model in waiting.room_for:
                 waiting.room_for.discard(done.model)
@@ -289,12 +317,18 @@ class ModelPool:
 
     async def _free(self, model: ModelRef) -> None:
         freed_bytes = 0
+        error: EngineError | None = None
         try:
-            with trio.move_on_after(self.load_timeout_s):
+            with trio.fail_after(self.load_timeout_s):
                 freed_bytes = await model.runtime.unload(model.info.name)
+        except trio.TooSlowError:
+            error = UpstreamTimeout(f"{model.name} was not unloaded within {self.load_timeout_s:g} s")
+        except EngineError as caught:
+            error = caught
         except Exception as caught:
             logger.error("unloading %s failed: %s", model.name, type(caught).__name__, exc_info=caught)
-        await self.commands.put(_UnloadDone(model.name, freed_bytes))
+            error = InternalError(f"{model.name} could not be unloaded")
+        await self.commands.put(_UnloadDone(model.name, freed_bytes, error))
 
 
 @attrs.frozen

@@ -27,6 +27,7 @@ from engine.domain.generation import (
 from engine.domain.models import ModelState
 
 RETRY_AFTER_S: Final = 1
+RETOLD_US: Final = 5_000_000  # ends this recent may still have been in the mailboxes of a stage that crashed
 ENDED_MAX: Final = 4_096  # records of ended sessions kept for a later /stop or /stream
 
 logger = logging.getLogger("wf.session")
@@ -76,6 +77,7 @@ class Session:
     _stop: tuple[EndReason, EngineError | None] | None = None
     _stop_us: int = 0
     _stream: ModelStream = attrs.field(init=False)
+    _told: SessionClosed | None = None
     _cold: bool | None = None
 
     def __attrs_post_init__(self) -> None:
@@ -101,8 +103,15 @@ class Session:
         if self._stop is not None and end is None:
             self.stop_latency_ms = (self.closed_us - self._stop_us) / 1000
         self.state = "ended"
-        await self.signals.put(self._closed(end, error))
+        self._told = self._closed(end, error)
+        self._forget_prompt()
+        await self.signals.put(self._told)
         self.closed.set()
+
+    async def tell_end_again(self) -> None:
+        """For a stage that may have lost it; whoever has it already ignores it."""
+        if self._told is not None:
+            await self.signals.put(self._told)
 
     def stop(self, reason: EndReason, error: EngineError | None = None) -> None:
         """Cancel everything below the session: queue, load wait, runtime stream. Returns at once; `closed` tells the
@@ -116,6 +125,12 @@ class Session:
         duration_ms = (until_us - self.opened_us) / 1000
         state = "waiting" if self.state == "streaming" and self._stream.first_us is None else self.state
         return SessionReport(self.id, state, self.reason, self._stream.tokens, duration_ms, self.stop_latency_ms)
+
+    def _forget_prompt(self) -> None:
+        """The record outlives the session; what was asked must not."""
+        request = attrs.evolve(self.asked.request, prompt=None, messages=())
+        self.asked = attrs.evolve(self.asked, request=request)
+        self._stream.request = request
 
     async def _generate(self) -> GenerationEnd:
         async with self.pool.lease(self.asked.model, self._tell) as grant:
@@ -232,9 +247,13 @@ class SessionTable:
         return session.report()
 
     def fail_all(self, error: EngineError) -> None:
-        """A stage behind the sessions lost its state: none of them may go on with a hole."""
-        for session in self.running():
+        """A stage behind the sessions lost its state: none of them may go on with a hole, and an end that was on its
+        way through that stage is told again."""
+        recent_us = self.clock() - RETOLD_US
+        for session in list(self._sessions.values()):
             session.stop(EndReason.ERROR, error)
+            if session.state == "ended" and session.closed_us >= recent_us and self._nursery is not None:
+                self._nursery.start_soon(session.tell_end_again)
 
     async def close(self, reason: EndReason = EndReason.SHUTDOWN) -> None:
         """Stop all and wait until each has told its end. New ones are refused from now on."""

@@ -123,9 +123,12 @@ class SessionLog:
             self.followers.remove(follower)
 
     def forget_lines(self) -> None:
+        end = (
+            [self.lines.pop()] if self.end is not None and self.lines else []
+        )  # late readers still learn that it is over
         self.lines_gone += len(self.lines)
-        self.lines.clear()
-        self.size_bytes = 0
+        self.lines = deque(end)
+        self.size_bytes = sum(len(line.data) for line in end)
 
     def snapshot(self) -> dict[str, Any]:
         """The session's entry in `system.state_snapshot`."""

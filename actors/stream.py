@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import math
 from typing import Final
 
 import attrs
@@ -41,32 +41,33 @@ class ModelStream:
     _held_s: float = 0.0
 
     async def run(self) -> GenerationEnd:
-        """Until the runtime's terminal record. Raises UpstreamTruncated when the stream stops without one,
-        UpstreamTimeout
-        when nothing comes, and whatever the runtime raises. Cancelled here: the runtime is stopped before this
-        returns."""
-        async with self.runtime.generate(self.request) as chunks:
-            while True:
-                chunk = await self._next(chunks)
-                if chunk is None:
-                    raise UpstreamTruncated(
-                        f"{self.runtime.name} broke off without its final record", tokens=self.tokens
-                    )
-                await self._pass_on(chunk)
-                if chunk.end is not None:
-                    return chunk.end
+        """Until the runtime's terminal record.
 
-    async def _next(self, chunks: AsyncIterator[Chunk]) -> Chunk | None:
-        limit_s = self.timeouts.first_token_s if self.first_us is None else self.timeouts.progress_s
-        with trio.move_on_after(limit_s):
-            return await anext(chunks, None)
-        raise UpstreamTimeout(f"{self.runtime.name} sent nothing for {limit_s:g} s", limit_s=limit_s)
+        Raises UpstreamTruncated when the stream stops without one, UpstreamTimeout when no token comes in time, and
+        whatever the runtime raises. Cancelled here: the runtime is stopped before this returns."""
+        limit_s = self.timeouts.first_token_s
+        with trio.CancelScope(deadline=trio.current_time() + limit_s) as patience:
+            async with self.runtime.generate(self.request) as chunks:
+                while (chunk := await anext(chunks, None)) is not None:
+                    patience.deadline, until = (
+                        math.inf,
+                        patience.deadline,
+                    )  # waiting for room of our own is not its fault
+                    if await self._pass_on(chunk):
+                        limit_s = self.timeouts.progress_s
+                        until = trio.current_time() + limit_s
+                    if chunk.end is not None:
+                        return chunk.end
+                    patience.deadline = until  # a record without a token is no progress
+            raise UpstreamTruncated(f"{self.runtime.name} broke off without its final record", tokens=self.tokens)
+        raise UpstreamTimeout(f"{self.runtime.name} gave no token for {limit_s:g} s", limit_s=limit_s)
 
-    async def _pass_on(self, chunk: Chunk) -> None:
+    async def _pass_on(self, chunk: Chunk) -> bool:
+        """Its tokens to the mapper; False when it has none."""
         _refuse_surrogates(chunk, self.runtime.name)
         tokens = self._ledger.take(chunk, throttled=self._held_s > 0)
         if not tokens:
-            return
+            return False
         if self.first_us is None:
             self.first_us = chunk.t_us
         held_us = round(self._held_s * 1e6)
@@ -75,6 +76,7 @@ class ModelStream:
             batch = TokenBatch(self.ref, tokens[at : at + BATCH_TOKENS_MAX], held_us)
             self._held_s += await self.signals.put(batch)
             self.tokens += len(batch.tokens)
+        return True
 
 
 def _refuse_surrogates(chunk: Chunk, runtime: str) -> None:

@@ -12,6 +12,7 @@ import gc
 import ipaddress
 import logging
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -28,7 +29,7 @@ from engine.core import Core, client_limits
 from engine.domain.errors import AddressInUse, ConfigError
 from engine.domain.generation import Clock, Runtime
 from engine.domain.models import Tier
-from engine.settings import Settings
+from engine.settings import RUNTIME_URL, Settings
 from engine.state import EngineAddress, StateFolder, open_state, ram_total_bytes, write_address
 from policies.access import AccessRules, loopback_rules
 from policies.load import Policies
@@ -69,17 +70,21 @@ def runtimes_for(settings: Settings, clock: Clock, environ: Mapping[str, str]) -
     if settings.ollama.enabled:
         from transport.runtimes.ollama import OllamaRuntime
 
-        ollama = OllamaRuntime(clock, ollama_address(settings, environ))
-        if not ollama.local and not settings.allow_remote_runtimes:
-            raise ConfigError(
-                f"ollama at {ollama.url} is not on this machine, so prompts would leave it; "
-                "that needs allow_remote_runtimes: true"
-            )
-        found["ollama"] = ollama
+        found["ollama"] = OllamaRuntime(clock, ollama_address(settings, environ))
+    if settings.openai.base_url is not None:
+        from transport.runtimes.openai import OpenAIRuntime
+
+        found["openai"] = OpenAIRuntime(clock, settings.openai.base_url)
     if settings.embedded.enabled:
         from transport.runtimes.embedded.runtime import EmbeddedRuntime  # numpy: not for `wf ps` and the like
 
         found["embedded"] = EmbeddedRuntime(clock, settings.embedded.pace_tps)
+    for runtime in found.values():
+        if not runtime.local and not settings.allow_remote_runtimes:
+            raise ConfigError(
+                f"{runtime.name} at {runtime.url} is not on this machine, so prompts would leave it; "
+                "that needs allow_remote_runtimes: true"
+            )
     if settings.runtime is not None:
         if settings.runtime not in found:
             names = ", ".join(found) or "none is switched on"
@@ -96,6 +101,8 @@ def ollama_address(settings: Settings, environ: Mapping[str, str]) -> str:
     if settings.ollama.url is not None:
         return settings.ollama.url
     url = ollama_url(environ)
+    if re.fullmatch(RUNTIME_URL, url) is None:
+        raise ConfigError("OLLAMA_HOST is not a usable address; give host:port, or set ollama.url")
     own = {f"{host}:{port}" for host in OWN_HOSTS for port in (settings.http.port, settings.ws.port)}
     if url.partition("://")[2] in own:
         logger.warning("OLLAMA_HOST names this engine itself; Ollama is looked for at %s", URL_DEFAULT)
@@ -117,7 +124,7 @@ async def serve(
     Raises AddressInUse, ConfigError, RestartsExhausted (alone or in exception groups). A second signal ends the
     process.
     """
-    policies, told = policies_of(settings), trio.Event()
+    policies, told = await trio.to_thread.run_sync(policies_of, settings), trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(_hear_signals, told)  # before anything is made that a signal could leave behind
         folder = await trio.to_thread.run_sync(open_state, state)
@@ -174,7 +181,9 @@ async def running(
         await nursery.start(endpoint.run)
         await nursery.start(http.run)
         await trio.to_thread.run_sync(_publish, folder, address, port_file)
-        notes = () if tier.warning is None else (tier.warning,)
+        notes: tuple[str, ...] = () if tier.warning is None else (tier.warning,)
+        if settings.allow_remote:
+            notes += ("other machines may connect with a key; name this machine in allowed_hosts for them",)
         yield Serving(address, tier, settings.level, runtimes, notes)
         nursery.cancel_scope.deadline = trio.current_time() + settings.timeouts.drain_s + CUT_S
         http.stop_accepting()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import socket
+import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -12,9 +13,10 @@ from actors.catalog import Catalog
 from actors.clock import EngineClock
 from engine.app import runtimes_for, tier_for
 from engine.config import policies_of, settings_dict
-from engine.domain.errors import ConfigError
+from engine.domain.errors import ConfigError, EngineError
 from engine.settings import Settings
 from engine.state import read_engine, state_path
+from transport.listen import open_listener
 
 
 def run_checks(load: Callable[[], Settings], environ: Mapping[str, str]) -> dict[str, Any]:
@@ -36,13 +38,15 @@ def run_checks(load: Callable[[], Settings], environ: Mapping[str, str]) -> dict
     note("tier", None if tier.warning else True, tier.warning or f"{tier.tier}: {tier.reason}")
     state = state_path(environ)
     running = read_engine(state)
-    note("state folder", True, f"{state}" + (f"; held by the engine at {running.http}" if running else ""))
+    held = f"; held by the engine at {running.http}" if running else ""
+    problem = _folder_problem(state)
+    note("state folder", problem is None, problem or f"{state}{held}")
     if running is None:
         for name, host, port in (
             ("http port", settings.http.host, settings.http.port),
             ("ws port", settings.ws_host, settings.ws.port),
         ):
-            problem = _bind_problem(host, port)
+            problem = trio.run(_bind_problem, host, port)
             note(name, problem is None, problem or (f"{port} is free" if port else "any free one"))
     try:
         trio.run(_probe, settings, environ, note)
@@ -64,12 +68,20 @@ async def _probe(settings: Settings, environ: Mapping[str, str], note: Callable[
         note("models", False, "no runtime has a model; switch `embedded.enabled` on")
 
 
-def _bind_problem(host: str, port: int) -> str | None:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((host.strip("[]"), port))
-        except OSError as error:
-            return f"{port} cannot be used: {error.strerror}"
+async def _bind_problem(host: str, port: int) -> str | None:
+    try:
+        listener = await open_listener(host, port)
+    except EngineError as error:
+        return error.message
+    await listener.aclose()
+    return None
+
+
+def _folder_problem(path: Path) -> str | None:
+    """Whether the state folder can be made and written, without making it."""
+    place = path
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not os.access(place, os.W_OK | os.X_OK) or not place.is_dir():
+        return f"{path} cannot be used: {place} is not writable"
     return None

@@ -25,7 +25,7 @@ LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code (CONTRACT §1). Usage errors leave through argparse with 2."""
+    """Run one command; its exit code. Usage errors leave through argparse with 2."""
     words = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
@@ -35,14 +35,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(args.do(args))
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FAILED
+    except BrokenPipeError:
+        return _reader_gone()
     except BaseExceptionGroup as caught:  # what nurseries wrap
+        if caught.subgroup(BrokenPipeError) is not None:
+            return _reader_gone()
         interrupted = caught.subgroup(KeyboardInterrupt) is not None
         return EXIT_INTERRUPTED if interrupted else _told(caught, debug=getattr(args, "log_level", None) == "debug")
     except Exception as caught:
         return _told(caught, debug=getattr(args, "log_level", None) == "debug")
+
+
+def _reader_gone() -> int:
+    """The reader of our output has gone, as `head` does: nothing to say, and nowhere to say it."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return EXIT_FAILED
 
 
 def build_parser() -> argparse.ArgumentParser:

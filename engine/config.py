@@ -2,7 +2,7 @@
 
 Each source is checked by itself, so that a bad value is told even where another source hides it, and all problems are
 told together, a line each: `wf.yaml:12: limits.streams_max must be 1–4096, not 0`. Nothing here starts or opens
-anything but the one file. Call it before the event loop runs: it reads the disk.
+anything but the one file. Call it before the event loop runs, or in a thread: it reads the disk.
 """
 
 from __future__ import annotations

@@ -171,7 +171,9 @@ def table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:
     ]
 
 
-def size(count_bytes: int) -> str:
+def size(count_bytes: int | None) -> str:
+    if count_bytes is None:
+        return "unknown"
     value, units = float(count_bytes), ["B", "kB", "MB", "GB", "TB"]
     while value >= 1000 and len(units) > 1:
         value, units = value / 1000, units[1:]

@@ -74,7 +74,7 @@ async def _in_process(shot: OneShot, settings: Settings, show: Show) -> str:
     from web.schemas import GenerateBody, decode, generation_request
 
     body = decode(msgspec.json.encode(shot.body()), GenerateBody)
-    clock, policies = EngineClock.start(), policies_of(settings)
+    clock, policies = EngineClock.start(), await trio.to_thread.run_sync(policies_of, settings)
     runtimes = runtimes_for(settings, clock, os.environ)
     core = Core.build(runtimes, clock, settings, policies, tier_for(settings, policies))
     reason = None
@@ -85,7 +85,7 @@ async def _in_process(shot: OneShot, settings: Settings, show: Show) -> str:
         follower = core.hub.follow(session.id, energy=True)
         while lines := await follower.next_lines():
             for line in lines:
-                show(line.data)
+                await trio.to_thread.run_sync(show, line.data)  # a slow reader of ours must not look like a slow model
                 reason = _end_of(line.data) or reason
         core.close()
     return _ended(reason)

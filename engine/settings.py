@@ -16,7 +16,7 @@ _HOST_WORDS: Final = "an IP address or a host name"
 _RUNTIME: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}"
 _ALLOWED_HOST: Final = r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?"
 _ORIGIN: Final = r"[a-z][a-z0-9+.-]{0,31}://" + _ALLOWED_HOST
-_URL: Final = (
+RUNTIME_URL: Final = (
     r"https?://(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%/-]{0,256})?"
 )
 _MIB: Final = 1_048_576
@@ -113,8 +113,18 @@ class OllamaSettings:
     url: str | None = row(
         None,
         doc="where it listens; null is OLLAMA_HOST, else http://127.0.0.1:11434",
-        pattern=_URL,
+        pattern=RUNTIME_URL,
         expectation="a URL like http://127.0.0.1:11434",
+    )
+
+
+@attrs.frozen
+class OpenAISettings:
+    base_url: str | None = row(
+        None,
+        doc="a server that speaks OpenAI's API, such as llama.cpp, vLLM or LM Studio: http://127.0.0.1:8080",
+        pattern=RUNTIME_URL,
+        expectation="a URL like http://127.0.0.1:8080",
     )
 
 
@@ -160,14 +170,15 @@ class Settings:
     tier: Literal["auto", "low", "mid", "high", "hybrid"] = row(
         "auto", doc="auto (by the machine's memory), low, mid, high or hybrid"
     )
-    level: int = row(5, doc="what is unlocked: 1 is one model at a time, 5 is everything", minimum=1, maximum=5)
+    level: int = row(5, doc="what is unlocked: at 1 a request uses one model, at 5 everything", minimum=1, maximum=5)
     runtime: str | None = row(
         None,
-        doc="name of the runtime to use; null is the first that answers",
+        doc="name of the only runtime to use; null is all that answer",
         pattern=_RUNTIME,
         expectation="a runtime's name (letters, digits, . _ -)",
     )
     ollama: OllamaSettings = section(OllamaSettings, doc="Ollama")
+    openai: OpenAISettings = section(OpenAISettings, doc="any OpenAI-compatible server")
     embedded: EmbeddedSettings = section(EmbeddedSettings, doc="built-in demonstration models")
     synthetic: int | None = row(
         None, doc="seed of a made-up source marked SYNTHETIC, for tests and demos", minimum=0, maximum=2**63 - 1

@@ -1,4 +1,4 @@
-"""Who may call: one pure decision per request, before routing, the same on every listener (CONTRACT §3.4).
+"""Who may call: one pure decision per request, before routing, the same on every listener.
 
 A web page in the user's browser can reach every port of this machine, and DNS can make any name point here. So names
 and origins are compared as text with short, exact lists and nothing is looked up. No message repeats what the caller

@@ -1,12 +1,12 @@
-"""The frames WebSocket: `ws://…/ws` on trio-websocket, behind our own accept loop (CONTRACT §4).
+"""The frames WebSocket: `ws://…/ws` on trio-websocket, behind our own accept loop.
 
 One connection: the request head is read and judged here, before any WebSocket code sees it; trio-websocket does the
 handshake, reading, ping, pong and the peer's close; data frames go around it through a `PushStream`. Whatever ends a
 connection asks for it with `close`, which never waits. The goodbye is then said in one place: one close frame, a
 bounded wait for the peer, the socket shut. trio-websocket alone would wait for a silent peer for ever.
 
-Close codes besides those of CONTRACT §4: 1003 a binary message, 1002 or 1007 bytes that are no WebSocket frame or no
-UTF-8, 1011 also when the peer answers no ping.
+Close codes: 1001 shutdown, 1002 or 1007 bytes that are no WebSocket frame or no UTF-8, 1003 a binary message, 1008 too
+many messages, 1009 a message too large, 1011 an error of ours or no answer to a ping, 4008 too slow.
 """
 
 from __future__ import annotations

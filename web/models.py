@@ -54,7 +54,14 @@ def blueprint(engine: Engine) -> Blueprint:
     @routes.post("/models/unload")
     async def unload() -> dict[str, Any]:
         body = decode(await request.get_data(as_text=False), UnloadBody)
-        return {"success": True, "freed_bytes": await engine.pool.unload(await engine.catalog.resolve(body.name))}
+        model = await engine.catalog.resolve(body.name)
+        await _tell(engine, model)(ModelState.UNLOADING, None, None)
+        try:
+            freed_bytes = await engine.pool.unload(model)
+        finally:
+            state = engine.pool.pool.status(model.name).state
+            await _tell(engine, model)(state, None, None)
+        return {"success": True, "freed_bytes": freed_bytes}
 
     return routes
 

@@ -1,4 +1,4 @@
-"""Bodies of the native API (CONTRACT §3.1), decoded typed. Unknown fields are refused; every number has its bounds."""
+"""Bodies of the native API, decoded typed. Unknown fields are refused; every number has its bounds."""
 
 from __future__ import annotations
 

@@ -115,8 +115,8 @@ def _system(engine: Engine) -> dict[str, Any]:
             "bad_messages": hub.bad_messages,
         },
         "edges": {name: attrs.asdict(counters) for name, counters in engine.edges.items()},
-        "rss_bytes": _rss_bytes(),
-        "rss_peak_bytes": usage.ru_maxrss * KIB,
+        "rss_bytes": (rss_bytes := _rss_bytes()),
+        "rss_peak_bytes": max(usage.ru_maxrss * KIB, rss_bytes or 0),  # the kernel updates its peak late
         "cpu_s": usage.ru_utime + usage.ru_stime,
         "cpu_percent": 100 * time.process_time() / max(1e-6, engine.clock() / 1e6),
     }

@@ -1,4 +1,4 @@
-"""The one error tree. Every refusal a caller can meet is a subclass with a code of CONTRACT §3.3.
+"""The one error tree. Every refusal a caller can meet is a subclass with a stable code.
 
 EngineError                        code, HTTP status, retryable, public message, details
  ├─ ConfigError                    the configuration cannot be used                      exit 78

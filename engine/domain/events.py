@@ -1,4 +1,4 @@
-"""What the engine says about itself. One class per event type of CONTRACT §4; field names are the wire's.
+"""What the engine says about itself. One class per event type; field names are the wire's.
 
 Two families travel the same path in order: what a session tells the mapper (`SessionOpened`, `TokenBatch`,
 `SessionClosed`) and what the composer puts into frames (`Event`). Only `Tokens` carries text.

@@ -59,7 +59,7 @@ class Message:
 
 @attrs.frozen
 class Parameters:
-    """Sampling parameters; None means the runtime's own default. Ranges: CONTRACT §3.1."""
+    """Sampling parameters; None means the runtime's own default."""
 
     temperature: float | None = None  # 0–2
     top_p: float | None = None  # 0–1

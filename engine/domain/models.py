@@ -13,7 +13,7 @@ _NAME: Final = re.compile(rf"{_PART}(?:/{_PART}){{0,2}}(?::{_PART})?")
 
 
 def is_model_name(name: str) -> bool:
-    """True when `name` fits the grammar of CONTRACT §2: at most three parts with `/`, one optional `:tag`."""
+    """True when `name` fits the grammar of model names: at most three parts with `/`, one optional `:tag`."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -57,7 +57,7 @@ class ModelInfo:
 
     name: str
     runtime: str
-    size_bytes: int
+    size_bytes: int | None  # null: the runtime does not tell
     modified_at: str | None = None
     digest: str | None = None
     capabilities: tuple[Capability, ...] = ()
@@ -66,9 +66,10 @@ class ModelInfo:
 
 @attrs.frozen
 class Loaded:
-    """A model is in memory. `resident_bytes` is what the runtime reports, `load_ms` what the load took."""
+    """A model is in memory. `resident_bytes` is what the runtime reports (null: it does not), `load_ms` what the load
+    took."""
 
-    resident_bytes: int
+    resident_bytes: int | None
     load_ms: float
 
 

@@ -33,7 +33,7 @@ def _recent() -> deque[float]:
 
 @attrs.define(eq=False)
 class ModelFigures:
-    """`tps_average` is over whole answers (tokens after the first / time after the first)."""
+    """`tps_average` and `eu_rate` are over whole answers, once they ended (tokens after the first, time after it)."""
 
     tps_current: float | None = None
     active_sessions: int = 0
@@ -67,6 +67,7 @@ class Telemetry:
     ended: dict[str, int] = attrs.field(factory=dict)  # by reason
     _ticks_us: deque[int] = attrs.field(factory=lambda: deque(maxlen=RECENT_MAX))
     _running: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
+    _eu_micro: dict[str, int] = attrs.field(factory=dict)  # of running sessions
 
     def observe(self, signal: MappedSignal) -> None:
         match signal:
@@ -80,7 +81,10 @@ class Telemetry:
             case SampleBatch():
                 figures = self._figures(signal.stream.model)
                 figures.total_tokens += len(signal.samples)
-                figures.eu_micro += sum(sample.eu_micro for sample in signal.samples)
+                earned = sum(sample.eu_micro for sample in signal.samples)
+                session_id = signal.stream.session_id
+                if session_id in self._running:
+                    self._eu_micro[session_id] = self._eu_micro.get(session_id, 0) + earned
                 figures.tps_current = signal.state.tps
             case SessionClosed():
                 self._close(signal)
@@ -109,6 +113,7 @@ class Telemetry:
 
     def _close(self, closed: SessionClosed) -> None:
         self.ended[closed.reason] = self.ended.get(closed.reason, 0) + 1
+        earned = self._eu_micro.pop(closed.session_id, 0)
         for model in self._running.pop(closed.session_id, ()):
             figures = self._figures(model)
             figures.active_sessions -= 1
@@ -121,5 +126,6 @@ class Telemetry:
             else:
                 figures.ttft_warm_ms = closed.ttft_ms
             if closed.tokens >= 2:
+                figures.eu_micro += earned
                 figures.streamed_tokens += closed.tokens - 1
                 figures.streamed_ms += closed.duration_ms - closed.ttft_ms

@@ -119,3 +119,25 @@ async def test_a_mapper_that_always_crashes_gives_up(autojump_clock, monkeypatch
                 s.start()
                 await trio.sleep(0.01)
     assert caught.group_contains(RestartsExhausted)
+
+
+async def test_an_end_that_was_on_its_way_through_a_crashing_stage_is_told_again(autojump_clock, monkeypatch):
+    real, poisoned = frames.FrameState.compose, []
+
+    def once_at_the_end(state, *args):
+        if not poisoned and any(session.closed for session in state.sessions.values()):
+            poisoned.append(1)
+            raise RuntimeError("poison")
+        return real(state, *args)
+
+    monkeypatch.setattr(frames.FrameState, "compose", once_at_the_end)
+    async with running_slice(lambda clock: ScriptedRuntime(clock, words(5))) as s:
+        client = s.client()
+        session = s.start()
+        await session.closed.wait()
+        await trio.sleep(0.5)
+        assert poisoned
+        assert [e["payload"]["reason"] for e in client.events("experience.session_end")] == ["finished"]
+        follower = s.core.hub.follow(session.id, energy=False)
+        while lines := await follower.next_lines():
+            assert lines[-1].type == "experience.session_end"

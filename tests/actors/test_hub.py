@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import msgspec
+import pytest
 import trio
 
 from engine.settings import SessionSettings, Settings
@@ -88,6 +89,18 @@ async def test_a_lower_rate_gets_fewer_frames_and_all_the_text(autojump_clock):
         assert 18 <= frames <= 22  # five seconds
         assert client.text() == "".join(f"w{i} " for i in range(100))
         assert client.events("experience.session_end")
+
+
+@pytest.mark.parametrize("rate_hz", [10, 20, 30, 40, 59])
+async def test_a_rate_is_kept_on_average(autojump_clock, rate_hz):
+    async with running_slice(lambda c: ScriptedRuntime(c, words(200))) as s:
+        client = s.client()
+        send(s, 0, type="subscribe", rate_hz=rate_hz)
+        s.start()
+        await trio.sleep(1)
+        before = len(client.frames)
+        await trio.sleep(5)
+        assert 0.95 * rate_hz * 5 - 1 <= len(client.frames) - before <= rate_hz * 5 + 1
 
 
 async def test_bad_messages_are_answered_and_the_client_stays(autojump_clock):

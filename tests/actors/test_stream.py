@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
+
 import pytest
 import trio
 
@@ -86,3 +88,28 @@ async def test_cancelled_while_held_counts_only_what_was_passed_on(autojump_cloc
         await made.run()
     assert made.tokens == len(await taken(inlet)) == 1
     assert runtime.closed == 1
+
+
+async def test_records_without_a_token_are_no_progress(autojump_clock):
+    made, runtime, _ = stream(tuple(Say("", after_s=4, logprob=None) for _ in range(10)), first_token_s=10)
+    with pytest.raises(UpstreamTimeout):
+        await made.run()
+    assert (made.tokens, runtime.closed) == (0, 1)
+
+
+async def test_the_wait_for_the_head_counts_too(autojump_clock):
+    class SlowHead(ScriptedRuntime):
+        @asynccontextmanager
+        async def generate(self, request):
+            await trio.sleep(60)
+            async with super().generate(request) as chunks:
+                yield chunks
+
+    clock = EngineClock.start()
+    outlet, _ = mailbox[SessionSignal]("signals", 8)
+    runtime = SlowHead(clock, words(1))
+    began = trio.current_time()
+    with pytest.raises(UpstreamTimeout):
+        await ModelStream(REF, runtime, GenerationRequest("a", prompt="x"), outlet, Timeouts(first_token_s=10)).run()
+    assert trio.current_time() - began == 10
+    assert runtime.opened == 0

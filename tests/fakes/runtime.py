@@ -73,6 +73,7 @@ class ScriptedRuntime:
     closed: int = 0
     loads: list[str] = attrs.field(factory=list)
     unloads: list[str] = attrs.field(factory=list)
+    resident: set[str] = attrs.field(factory=set)
     requests: list[GenerationRequest] = attrs.field(factory=list)
 
     async def probe(self) -> Probe:
@@ -86,12 +87,15 @@ class ScriptedRuntime:
         await trio.sleep(self.load_s)
         if self.load_error is not None:
             raise self.load_error
+        self.resident.add(model)
         return Loaded(resident_bytes=1000, load_ms=self.load_s * 1000)
 
     async def unload(self, model: str) -> int:
         self.unloads.append(model)
         await trio.lowlevel.checkpoint()
-        return 1000
+        freed_bytes = 1000 if model in self.resident else 0
+        self.resident.discard(model)
+        return freed_bytes
 
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:

@@ -1,4 +1,4 @@
-"""Who may call, judged from outside on both listeners (CONTRACT §3.4). The rules alone are tested in tests/policies."""
+"""Who may call, judged from outside on both listeners. The rules alone are tested in tests/policies."""
 
 from __future__ import annotations
 

@@ -352,7 +352,7 @@ async def test_a_message_over_the_cap_closes_with_1009(text, autojump_clock):
     assert server.counters.closed == {1009: 1, 1000: 1}
 
 
-async def test_f7_a_silent_peer_after_1009_is_let_go(autojump_clock):
+async def test_a_silent_peer_after_1009_is_let_go(autojump_clock):
     async with serving() as server:
         peer = await connect(server)
         await peer.send_text("x" * (MESSAGE_MAX + 1))
@@ -662,7 +662,7 @@ async def test_a_ping_after_the_close_frame_is_nothing_special(autojump_clock):
 # --- trio-websocket as it comes --------------------------------------------------------------------------------------
 
 
-async def test_f2_the_server_as_it_comes_dies_of_one_header():
+async def test_the_server_as_it_comes_dies_of_one_header():
     async def handler(request: Any) -> None:
         await request.accept()
 
@@ -675,7 +675,7 @@ async def test_f2_the_server_as_it_comes_dies_of_one_header():
             await stream.send_all(http_head("GET", "/ws", HOST, (*UPGRADE, "Sec-WebSocket-Protocol: \xff")))
 
 
-async def test_f2_a_late_ping_as_it_comes_raises_in_the_reader():
+async def test_a_late_ping_as_it_comes_raises_in_the_reader():
     ours, theirs = memory_stream_pair()
     with pytest.RaisesGroup(LocalProtocolError, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
@@ -686,7 +686,7 @@ async def test_f2_a_late_ping_as_it_comes_raises_in_the_reader():
             await theirs.send_all(WebSocketPeer(theirs).ping(b"late"))
 
 
-async def test_f7_as_it_comes_1009_leaves_the_stream_open_for_ever(autojump_clock):
+async def test_as_it_comes_1009_leaves_the_stream_open_for_ever(autojump_clock):
     ours, theirs = memory_stream_pair()
     async with trio.open_nursery() as nursery:
         await theirs.send_all(http_head("GET", "/ws", HOST, UPGRADE))

@@ -201,7 +201,7 @@ async def test_an_app_that_fails_before_it_answers_gives_500():
     assert server.counters.crashed == 1
 
 
-# --- F1, F5 and other heads that are not welcome ---------------------------------------------------------------------
+# --- other heads that are not welcome ---------------------------------------------------------------------
 
 NON_ASCII = "\xff\xfe"
 HOSTILE = {
@@ -321,7 +321,7 @@ async def test_pipelined_requests_are_answered_in_order():
         await client.aclose()
 
 
-# --- F4: what must close, closes -------------------------------------------------------------------------------------
+# --- what must close, closes -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -425,7 +425,7 @@ async def test_an_early_answer_arrives_although_the_body_is_still_coming():
             assert (await ask(client, head + body)).status == 413
 
 
-# --- F3, F14: clients that do not read, or only listen ---------------------------------------------------------------
+# --- clients that do not read, or only listen ---------------------------------------------------------------
 
 
 async def test_a_stream_may_last_while_the_client_is_silent(autojump_clock):
@@ -616,7 +616,7 @@ async def naive_serve(handler: Callable[[trio.SocketStream], Any], request_bytes
     return data
 
 
-async def test_f1_hypercorn_as_it_comes_dies_of_one_header():
+async def test_hypercorn_as_it_comes_dies_of_one_header():
     died = trio.Event()
 
     async def handler(stream: trio.SocketStream) -> None:
@@ -628,14 +628,14 @@ async def test_f1_hypercorn_as_it_comes_dies_of_one_header():
     assert died.is_set()
 
 
-async def test_f5_hypercorn_as_it_comes_speaks_h2c():
+async def test_hypercorn_as_it_comes_speaks_h2c():
     async def handler(stream: trio.SocketStream) -> None:
         await naive_connection(make_app(), stream).run()
 
     assert (await naive_serve(handler, HOSTILE["h2c"])).startswith(b"HTTP/1.1 101 ")
 
 
-async def test_f3_hypercorn_as_it_comes_shields_a_write_without_end(autojump_clock):
+async def test_hypercorn_as_it_comes_shields_a_write_without_end(autojump_clock):
     class Standing:
         async def send_all(self, data: bytes) -> None:
             await trio.sleep(1000)
@@ -646,7 +646,7 @@ async def test_f3_hypercorn_as_it_comes_shields_a_write_without_end(autojump_clo
     assert trio.current_time() == pytest.approx(1000)
 
 
-async def test_f4_quart_trio_as_it_comes_cancels_its_own_last_send():
+async def test_quart_trio_as_it_comes_cancels_its_own_last_send():
     app = make_app()
     to_app, from_server = trio.open_memory_channel[dict[str, Any]](2)
     finished = False
@@ -673,6 +673,6 @@ async def test_f4_quart_trio_as_it_comes_cancels_its_own_last_send():
     assert not finished
 
 
-def test_f14_hypercorn_as_it_comes_has_the_harmful_timeout_off():
+def test_hypercorn_as_it_comes_has_the_harmful_timeout_off():
     """Its default; `test_a_stream_may_last_while_the_client_is_silent` would show a change of ours."""
     assert Config().read_timeout is None

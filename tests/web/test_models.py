@@ -235,7 +235,7 @@ async def test_unload_frees_what_the_runtime_says(autojump_clock):
 async def test_unloading_what_is_not_loaded_frees_nothing(autojump_clock):
     async with running_api() as api:
         assert (await api.post("/models/unload", {"name": "a"})).json == {"success": True, "freed_bytes": 0}
-        assert api.slice.runtime.unloads == []
+        assert api.slice.runtime.unloads == ["a"]  # it may be there without our knowledge
 
 
 async def test_a_model_in_use_is_not_unloaded(autojump_clock):

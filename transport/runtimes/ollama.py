@@ -43,8 +43,10 @@ from transport.wire.lines import LineSplitter
 URL_DEFAULT: Final = "http://127.0.0.1:11434"
 PROBE_S: Final = 2.0
 LIST_S: Final = 10.0  # an answer that touches no model
-HEAD_S: Final = 300.0  # for the head of an answer: it comes with the first token
-LOAD_S: Final = 300.0
+HEAD_S: Final = (
+    86_400.0  # the head of an answer comes with the first token; how long that may take, the session decides
+)
+LOAD_S: Final = 86_400.0  # likewise the pool
 PULL_HEAD_S: Final = 30.0
 PULL_SILENCE_S: Final = 120.0
 HEAR_OUT_S: Final = 0.1  # from the terminal record to the end of the body; a server that keeps on is left

@@ -1,4 +1,4 @@
-"""What a WebSocket client may say (CONTRACT §4), decoded typed; and subscriptions, which are pure matching."""
+"""What a WebSocket client may say, decoded typed; and subscriptions, which are pure matching."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Frames and events as bytes (CONTRACT §4). Every event is encoded at most twice (with and without top-K lists),
-whatever the number of clients; frames are put together from these pieces."""
+"""Frames and events as bytes. Every event is encoded once for all clients, and once more for each distinct
+subscription with top-K lists; frames are put together from these pieces."""
 
 from __future__ import annotations
 

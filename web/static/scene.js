@@ -214,7 +214,7 @@ function conduit(ctx, { x1, y1, x2, y2 }, palette, bolts, now) {
   ctx.globalCompositeOperation = palette.dark ? "lighter" : "source-over";
   for (const { strike, born } of bolts.live) {
     const light = Math.exp(-(now - born) / 120);
-    const p = strike.p ?? 0.5;
+    const p = strike.p ?? 0; // unknown: the thinnest, dimmest bolt, as for a token nobody expected
     trace(ctx, strike.bits === null ? [x1, y1, x2, y2] : jagged(x1, y1, x2, y2, 5 + 11 * strike.bits, strike.position, 4));
     ctx.globalAlpha = light * 0.22;
     ctx.lineWidth = 6;

@@ -1,0 +1,247 @@
+"""The runtime `openai`: any server, here or elsewhere, that speaks OpenAI's chat completions: llama.cpp's server, vLLM,
+LM Studio and others.
+
+The API says little about models: neither their size nor the memory they take, and nothing loads or unloads them.
+This API tells neither the size of a model nor what is in memory, so both are null.
+
+Whether a model gives log-probabilities shows in its answers only; the capability is listed once one had them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager, suppress
+from typing import Any, ClassVar, Final
+from urllib.parse import urlsplit
+
+import attrs
+import trio
+
+from engine.domain.errors import (
+    ConfigError,
+    EngineError,
+    ModelNotFound,
+    RuntimeFault,
+    RuntimeUnavailable,
+    UpstreamProtocolError,
+    UpstreamTimeout,
+    UpstreamTruncated,
+)
+from engine.domain.generation import Chunk, Clock, GenerationRequest
+from engine.domain.models import Capability, Loaded, ModelInfo, Probe, is_model_name
+from transport.runtimes.ollama import is_loopback
+from transport.runtimes.upstream import Transport, Upstream, UpstreamResponse
+from transport.wire import openai as wire
+
+PROBE_S: Final = 2.0
+LIST_S: Final = 10.0
+HEAD_S: Final = 300.0  # for the head of an answer: it may come with the first token
+DONE_S: Final = 2.0  # of silence after `finish_reason`: the answer is whole, only counts and `[DONE]` are missing
+HEAR_OUT_S: Final = 0.1  # from `[DONE]` to the end of the body; a server that keeps on is left
+HEAR_OUT_BYTES_MAX: Final = 64 * 1024
+_KEY: Final = re.compile(r"[!-~]{1,4096}")  # what may stand in a header
+_SECONDS: Final = re.compile(r"[0-9]{1,5}")
+
+
+@attrs.define
+class OpenAICounters:
+    """What happened since the start; `unnameable_models` are those of the last listing."""
+
+    without_logprobs: int = 0  # requests repeated without log-probabilities
+    late_records: int = 0  # after `[DONE]`
+    cut_streams: int = 0  # ended inside an event
+    done_missing: int = 0  # answers that ended with their `finish_reason` and no `[DONE]`
+    unnameable_models: int = 0  # llama.cpp takes the path as name: start it with --alias
+
+
+def _without_version(url: str) -> str:
+    return url.rstrip("/").removesuffix("/v1")
+
+
+@attrs.define(eq=False)
+class OpenAIRuntime:
+    """Implements `Runtime`. `url` is the server's, with or without `/v1`. `api_key` goes out in the header of every
+    request and nowhere else.
+
+    Creating one raises ConfigError when the key cannot stand in a header or the URL holds a password. Calls raise
+    RuntimeFault and ModelNotFound, and also Overloaded (429, 503) and InvalidRequest (400: the model cannot do what was
+    asked). Nothing is tried again but a request refused for its log-probabilities: once, without them.
+    """
+
+    clock: Clock
+    url: str = attrs.field(converter=_without_version)
+    name: str = "openai"
+    api_key: str | None = attrs.field(default=None, repr=False)
+    transport: Transport | None = None
+    counters: OpenAICounters = attrs.field(factory=OpenAICounters, init=False)
+    _upstream: Upstream = attrs.field(init=False)
+    _with_logprobs: set[str] = attrs.field(factory=set, init=False)  # models that gave some, both of those listed
+    _without_logprobs: set[str] = attrs.field(factory=set, init=False)  # models that refuse them
+
+    kind: ClassVar[str] = "openai"
+
+    def __attrs_post_init__(self) -> None:
+        if "@" in urlsplit(self.url).netloc:
+            raise ConfigError(f"the URL of {self.name} holds a user or a password; give an API key instead")
+        if self.api_key is not None and not _KEY.fullmatch(self.api_key):
+            raise ConfigError(f"the API key of {self.name} holds blanks or characters that cannot stand in a header")
+        self._upstream = _KeyedUpstream(self.name, self.url, self.transport, api_key=self.api_key)
+
+    @property
+    def local(self) -> bool:
+        """True when the server is on this machine."""
+        return is_loopback(urlsplit(self.url).hostname or "")
+
+    async def probe(self) -> Probe:
+        try:
+            answer = await self._upstream.ask("GET", wire.MODELS_PATH, timeout_s=PROBE_S)
+        except RuntimeFault as error:
+            return Probe(up=False, reason=error.message)
+        asked = f"{self.url} (GET {wire.MODELS_PATH}: {answer.status})"
+        if answer.status in (401, 403):
+            return Probe(up=False, reason=f"{asked} refuses us; is its API key right?")
+        if answer.status == 503:
+            return Probe(up=False, reason=f"{asked} is busy; it may still be loading its model")
+        with suppress(UpstreamProtocolError):
+            if answer.status == 200:
+                wire.listed_models(answer.body)
+                return Probe(up=True)
+        return Probe(up=False, reason=f"what answers at {asked} is no OpenAI-compatible server; set its URL")
+
+    async def list_models(self) -> tuple[ModelInfo, ...]:
+        """In the server's order. Names outside the engine's grammar (such as paths) are left out and counted."""
+        listed = await self._listed()
+        names = {model.id for model in listed}
+        self._with_logprobs &= names
+        self._without_logprobs &= names
+        named = {model.id: model for model in listed if is_model_name(model.id)}
+        self.counters.unnameable_models = len(names) - len(named)
+        return tuple(self._info(model) for model in named.values())
+
+    async def load(self, model: str) -> Loaded:
+        """Loads nothing: the server does that by itself, with the first request or before it listens. Raises
+        ModelNotFound when it does not list `model`. Both figures are 0: unknown, and nothing was done."""
+        if all(listed.id != model for listed in await self._listed()):
+            raise ModelNotFound(f"{self.name} has no model {model}", model=model)
+        return Loaded(resident_bytes=None, load_ms=0.0)
+
+    async def unload(self, model: str) -> int:
+        """Unloads nothing, the API has no way to: 0."""
+        await trio.lowlevel.checkpoint()
+        return 0
+
+    @asynccontextmanager
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
+        """Stream an answer. Refusals are raised on entering. An answer is whole with its `finish_reason`: from then on
+        a broken connection, or 2 s of silence, only means that the counts are missing. Before it, a connection that
+        breaks raises UpstreamTruncated and a stream that just stops ends the iterator. Leaving closes the
+        connection."""
+        logprobs = request.model not in self._without_logprobs
+        while True:
+            body = wire.request_body(request, logprobs=logprobs)
+            async with self._upstream.open_stream("POST", wire.CHAT_PATH, body, head_timeout_s=HEAD_S) as response:
+                if response.status == 200:
+                    if not logprobs:
+                        self._without_logprobs.add(request.model)
+                    stream = wire.ChunkStream(secret=self.api_key or "")
+                    try:
+                        async with aclosing(self._chunks(response, stream)) as chunks:
+                            yield chunks
+                        if stream.ended:
+                            await _hear_out(response, stream)
+                    finally:
+                        self._learn(request.model, stream)
+                    return
+                error, text = await self._refusal(response, request.model)
+            if not (logprobs and wire.about_logprobs(response.status, text)):
+                raise error
+            self.counters.without_logprobs += 1
+            logprobs = False
+
+    # ── one answer ──
+
+    async def _chunks(self, response: UpstreamResponse, stream: wire.ChunkStream) -> AsyncGenerator[Chunk, None]:
+        """Stamped per read; a read is what httpx hands out, one HTTP chunk."""
+        while (data := await _next_read(response, stream)) is not None:
+            t_us = self.clock()
+            for chunk in stream.feed(data, t_us):
+                yield chunk
+            if stream.ended:
+                return
+        for chunk in stream.finish(self.clock()):
+            self.counters.done_missing += chunk.end is not None and not chunk.raw
+            yield chunk
+
+    def _learn(self, model: str, stream: wire.ChunkStream) -> None:
+        if stream.logprobs:
+            self._with_logprobs.add(model)
+        self.counters.late_records += stream.late_records
+        self.counters.cut_streams += stream.cut
+
+    async def _refusal(self, response: UpstreamResponse, model: str) -> tuple[EngineError, str]:
+        text = wire.error_text(await response.read_error())
+        error = wire.refusal(response.status, text, model, self.name, self.api_key or "")
+        retry_after = response.header("retry-after") or ""
+        if "retry_after_s" in error.details and _SECONDS.fullmatch(retry_after):
+            error.details["retry_after_s"] = int(retry_after)
+        return error, text
+
+    # ── small calls ──
+
+    async def _listed(self) -> list[wire.ListedModel]:
+        answer = await self._upstream.ask("GET", wire.MODELS_PATH, timeout_s=LIST_S)
+        if answer.status in (401, 403):
+            raise RuntimeUnavailable(f"{self.name} refuses to be used ({answer.status}); is its API key right?")
+        if answer.status == 503:
+            raise RuntimeUnavailable(f"{self.name} is busy; it may still be loading its model", status=503)
+        if answer.status != 200:
+            raise UpstreamProtocolError(
+                f"{self.name} answered {answer.status} to {wire.MODELS_PATH}", status=answer.status
+            )
+        return wire.listed_models(answer.body)
+
+    def _info(self, model: wire.ListedModel) -> ModelInfo:
+        capabilities = [Capability.COMPLETION, Capability.CHAT]
+        if model.id in self._with_logprobs - self._without_logprobs:
+            capabilities.append(Capability.LOGPROBS)
+        details: dict[str, Any] = {}
+        if model.owned_by:
+            details["owned_by"] = wire.reported(model.owned_by)
+        return ModelInfo(
+            name=model.id, runtime=self.name, size_bytes=None, capabilities=tuple(capabilities), details=details
+        )
+
+
+@attrs.define(eq=False)
+class _KeyedUpstream(Upstream):
+    """Sends the key with every request."""
+
+    api_key: str | None = attrs.field(default=None, repr=False, kw_only=True)
+
+    def __attrs_post_init__(self) -> None:
+        super().__attrs_post_init__()
+        if self.api_key is not None:
+            self._client.headers["authorization"] = f"Bearer {self.api_key}"
+
+
+async def _next_read(response: UpstreamResponse, stream: wire.ChunkStream) -> bytes | None:
+    """The next read, None at the end of the body. When only counts can still come, also None when they do not."""
+    if not stream.finishing:
+        return await anext(response, None)
+    try:
+        return await response.next_within(DONE_S)
+    except (UpstreamTimeout, UpstreamTruncated):
+        return None
+
+
+async def _hear_out(response: UpstreamResponse, stream: wire.ChunkStream) -> None:
+    """Read on to the end of the body after `[DONE]`, to count what should not be there."""
+    size_bytes = 0
+    with trio.move_on_after(HEAR_OUT_S), suppress(RuntimeFault):
+        async for data in response:
+            for _ in stream.feed(data, 0):
+                raise AssertionError("an ended stream has no more chunks")
+            size_bytes += len(data)
+            if size_bytes > HEAR_OUT_BYTES_MAX:
+                return

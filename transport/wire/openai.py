@@ -1,0 +1,396 @@
+"""The OpenAI dialect of local servers (llama.cpp, vLLM, LM Studio, …), without IO: stream events to chunks, requests to
+bytes, listings to values.
+
+What is particular to it:
+
+- `finish_reason` comes with a chunk of its own, the counts (`usage`) after it, then `[DONE]`; counts and `[DONE]` may
+  be missing. So the end is told at `[DONE]` or at the end of the body, and only when a `finish_reason` was seen.
+- `stop` is both the end of an answer and a stop string; only vLLM tells them apart (`stop_reason`). `content_filter`
+  and `tool_calls` end as FINISHED too: the server ended the answer on purpose and said so, and `raw` keeps its word.
+  `error` (OpenRouter) and `abort` (vLLM, SGLang) are no ends of an answer but faults.
+- The token of a log-probability entry can be part of a character; its `bytes` say which part.
+- A very unlikely entry is -9999 (OpenAI, vLLM) or the lowest float (llama.cpp); both are passed on as reported.
+- Asking for log-probabilities may be refused, or answered without any (LM Studio).
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Any, Final
+
+import attrs
+import msgspec
+
+from engine.domain.errors import (
+    EngineError,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    RuntimeUnavailable,
+    UpstreamProtocolError,
+)
+from engine.domain.generation import (
+    Chunk,
+    EndReason,
+    GenerationEnd,
+    GenerationRequest,
+    TokenKind,
+    TokenLogprob,
+    TopEntry,
+)
+from transport.wire import ollama
+from transport.wire.ollama import ENTRIES_MAX, TOKEN_CHARS_MAX, TOP_MAX, Count, LogProb, TokenText, decode
+from transport.wire.sse import Event, EventStream
+
+CHAT_PATH: Final = "/v1/chat/completions"
+MODELS_PATH: Final = "/v1/models"
+DONE: Final = b"[DONE]"
+TOP_ASKED_MAX: Final = 20  # the API's own limit
+CHOICES_MAX: Final = 16  # one is asked for
+_BROKEN: Final = frozenset({"error", "abort"})
+
+_Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
+_TokenBytes = Annotated[list[_Byte], msgspec.Meta(max_length=4 * TOKEN_CHARS_MAX)]
+
+
+class _Top(msgspec.Struct, gc=False):
+    token: TokenText
+    logprob: LogProb
+
+
+class _Entry(msgspec.Struct):
+    token: TokenText
+    logprob: LogProb
+    bytes: _TokenBytes | None = None
+    top_logprobs: Annotated[list[_Top], msgspec.Meta(max_length=TOP_MAX)] | None = None
+
+
+class _LogProbs(msgspec.Struct):
+    """`content` in chats; the three lists, one item per token, in text completions."""
+
+    content: Annotated[list[_Entry], msgspec.Meta(max_length=ENTRIES_MAX)] | None = None
+    tokens: Annotated[list[TokenText], msgspec.Meta(max_length=ENTRIES_MAX)] | None = None
+    token_logprobs: Annotated[list[LogProb | None], msgspec.Meta(max_length=ENTRIES_MAX)] | None = None
+    top_logprobs: (
+        Annotated[
+            list[Annotated[dict[TokenText, LogProb], msgspec.Meta(max_length=TOP_MAX)] | None],
+            msgspec.Meta(max_length=ENTRIES_MAX),
+        ]
+        | None
+    ) = None
+
+
+class _Delta(msgspec.Struct):
+    content: str | None = None
+    refusal: str | None = None
+    reasoning: str | None = None
+    reasoning_content: str | None = None
+    tool_calls: list[msgspec.Raw] | None = None
+
+
+class _Choice(msgspec.Struct):
+    index: int = 0
+    delta: _Delta | None = None
+    text: str | None = None
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    logprobs: _LogProbs | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: Count | None = None
+    completion_tokens: Count | None = None
+
+
+class _Error(msgspec.Struct):
+    message: str | None = None
+
+
+class _Record(msgspec.Struct):
+    """One event of a stream: a `chat.completion.chunk`, a `text_completion`, or an error in one of its three forms."""
+
+    choices: Annotated[list[_Choice], msgspec.Meta(max_length=CHOICES_MAX)] | None = None
+    usage: _Usage | None = None
+    error: _Error | str | None = None
+    object: str | None = None
+    message: str | None = None
+
+    @property
+    def fault(self) -> str | None:
+        """What the server says about an error; empty when it only says that there is one."""
+        if isinstance(self.error, _Error):
+            return self.error.message or ""
+        if self.error is None and self.object == "error":
+            return self.message or ""
+        return self.error
+
+
+class ListedModel(msgspec.Struct):
+    """A model of `/v1/models`. `owned_by` names the software on local servers."""
+
+    id: str
+    owned_by: str | None = None
+
+
+class _Models(msgspec.Struct):
+    data: list[ListedModel]
+
+
+# ── the stream ──
+
+
+@attrs.define(eq=False)
+class ChunkStream:
+    """The bytes of one answer to its chunks; each event is the `raw` of one chunk.
+
+    `finishing`: a `finish_reason` was seen, only counts and `[DONE]` can still come. `ended`: the last chunk was handed
+    out; it carries the end, unless no `finish_reason` came before `[DONE]`. What comes after it is ignored and counted
+    in `late_records`. `cut`: the stream ended inside an event. `logprobs`: entries seen. `secret` is kept out of error
+    texts.
+    """
+
+    secret: str = attrs.field(default="", repr=False)
+    ended: bool = attrs.field(default=False, init=False)
+    late_records: int = attrs.field(default=0, init=False)
+    cut: bool = attrs.field(default=False, init=False)
+    logprobs: int = attrs.field(default=0, init=False)
+    _events: EventStream = attrs.field(factory=EventStream, init=False)
+    _reason: EndReason | None = attrs.field(default=None, init=False)
+    _usage: _Usage = attrs.field(factory=_Usage, init=False)
+
+    @property
+    def finishing(self) -> bool:
+        return self._reason is not None
+
+    def feed(self, data: bytes, t_us: int) -> Iterator[Chunk]:
+        """The chunks of one read, which all arrived at `t_us`. Consume it whole. Raises UpstreamProtocolError for an
+        event that is no such record and for an error the server reports, after the chunks before it."""
+        events = self._events.feed(data)
+        if self.ended:
+            self._count_late(events)
+            return
+        for event in events:
+            if event.data == DONE:
+                self.ended = True
+                self._count_late(events)  # now: a reader may leave at the end it was waiting for
+                yield Chunk("", t_us, end=self._end(), raw=event.data)
+                return
+            yield from self._chunks(decode(event.data, _Record), event.data, t_us)
+
+    def finish(self, t_us: int) -> Iterator[Chunk]:
+        """At the end of the stream: a last event may come without its blank line; a part of one is `cut`, no error."""
+        if self.ended:
+            self._count_late(self._last_event())
+            return
+        event = self._events.finish()
+        if event is not None and event.data != DONE:
+            try:
+                record = decode(event.data, _Record)
+            except UpstreamProtocolError:
+                self.cut = True
+            else:
+                yield from self._chunks(record, event.data, t_us)
+        if self._reason is not None:
+            self.ended = True
+            raw = DONE if event is not None and event.data == DONE else b""
+            yield Chunk("", t_us, end=self._end(), raw=raw)
+
+    def _chunks(self, record: _Record, data: bytes, t_us: int) -> Iterator[Chunk]:
+        """One chunk, or one per kind of text in the record; `raw` is on the first."""
+        if record.fault is not None:
+            raise UpstreamProtocolError(f"the runtime broke off with an error: {reported(record.fault, self.secret)}")
+        choice = next((choice for choice in record.choices or () if choice.index == 0), _Choice())
+        if choice.finish_reason in _BROKEN:
+            raise UpstreamProtocolError(f"the runtime broke off its answer ({choice.finish_reason})")
+        self._usage = record.usage or self._usage
+        self._reason = self._reason or _reason(choice)
+        parts = _parts(choice)
+        entries = _entries(choice.logprobs, "".join(text for _, text in parts))
+        self.logprobs += len(entries)
+        dealt = _dealt([text for _, text in parts], entries)
+        for index, (kind, text) in enumerate(parts):
+            yield Chunk(text, t_us, kind, dealt[index], raw=b"" if index else data)
+
+    def _last_event(self) -> Iterator[Event]:
+        event = self._events.finish()
+        if event is not None:
+            yield event
+
+    def _count_late(self, events: Iterator[Event]) -> None:
+        """What cannot be read counts as one, with all that the read holds behind it."""
+        try:
+            for _ in events:
+                self.late_records += 1
+        except UpstreamProtocolError:
+            self.late_records += 1
+
+    def _end(self) -> GenerationEnd | None:
+        if self._reason is None:
+            return None
+        return GenerationEnd(self._reason, self._usage.prompt_tokens, self._usage.completion_tokens)
+
+
+def _reason(choice: _Choice) -> EndReason | None:
+    if not choice.finish_reason:
+        return None
+    if choice.finish_reason == "stop" and isinstance(choice.stop_reason, str):
+        return EndReason.STOP
+    return EndReason.LENGTH if choice.finish_reason == "length" else EndReason.FINISHED
+
+
+def _parts(choice: _Choice) -> list[tuple[TokenKind, str]]:
+    """The texts of a choice by kind. Parts of tool calls are compact JSON, so that index, id and name are kept."""
+    delta = choice.delta or _Delta()
+    thinking = delta.reasoning_content or delta.reasoning  # some servers send the same text under both names
+    answer = (delta.content or "") + (delta.refusal or "") + (choice.text or "")
+    parts = [(TokenKind.THINKING, thinking)] if thinking else []
+    if answer:
+        parts.append((TokenKind.ANSWER, answer))
+    if delta.tool_calls:
+        calls = (str(msgspec.json.format(bytes(call), indent=-1), "utf-8") for call in delta.tool_calls)
+        parts.append((TokenKind.TOOL, "".join(calls)))
+    return parts or [(TokenKind.ANSWER, "")]
+
+
+# ── log-probabilities ──
+
+
+def _entries(logprobs: _LogProbs | None, text: str) -> tuple[TokenLogprob, ...]:
+    if logprobs is None:
+        return ()
+    if logprobs.content is None:
+        return _completion_entries(logprobs)
+    tokens = _spelled(logprobs.content, text)
+    return tuple(
+        TokenLogprob(
+            token,
+            min(0.0, entry.logprob),
+            tuple(TopEntry(top.token, min(0.0, top.logprob)) for top in entry.top_logprobs or ()),
+        )
+        for token, entry in zip(tokens, logprobs.content, strict=True)
+    )
+
+
+def _spelled(entries: Sequence[_Entry], text: str) -> list[str]:
+    """The text of each entry. Tokens that do not add up to `text` may be parts of characters: their bytes then do, and
+    a character belongs to the token that completes it."""
+    tokens = [entry.token for entry in entries]
+    parts = [bytes(entry.bytes) for entry in entries if entry.bytes is not None]
+    if not text or "".join(tokens) == text or len(parts) < len(tokens):
+        return tokens
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    try:
+        spelled = [decoder.decode(part) for part in parts]
+    except UnicodeDecodeError:
+        return tokens
+    return spelled if "".join(spelled) == text else tokens
+
+
+def _completion_entries(logprobs: _LogProbs) -> tuple[TokenLogprob, ...]:
+    """None at all when the lists disagree or a token has no value."""
+    tokens, values = logprobs.tokens or [], logprobs.token_logprobs or []
+    tops = logprobs.top_logprobs or [None] * len(tokens)
+    if not len(tokens) == len(values) == len(tops):
+        return ()
+    known = [value for value in values if value is not None]
+    if len(known) < len(values):
+        return ()
+    return tuple(
+        TokenLogprob(token, min(0.0, value), tuple(TopEntry(text, min(0.0, of)) for text, of in (top or {}).items()))
+        for token, value, top in zip(tokens, known, tops, strict=True)
+    )
+
+
+def _dealt(texts: Sequence[str], entries: tuple[TokenLogprob, ...]) -> list[tuple[TokenLogprob, ...]]:
+    """The entries per text: each text takes the next ones that spell it, the last takes what is left."""
+    dealt: list[tuple[TokenLogprob, ...]] = []
+    for text in texts[:-1]:
+        spelled, count = "", 0
+        while count < len(entries) and len(spelled) < len(text):
+            spelled += entries[count].token
+            count += 1
+        taken = count if spelled == text else 0
+        dealt.append(entries[:taken])
+        entries = entries[taken:]
+    return [*dealt, entries]
+
+
+# ── requests ──
+
+
+def request_body(request: GenerationRequest, *, logprobs: bool = True) -> bytes:
+    """The body for `CHAT_PATH`. Parameters stand in it only where the request gives them (`top_k` is no parameter of
+    the API itself, but llama.cpp, vLLM and LM Studio take it).
+
+    A prompt becomes the one message of a user: that applies the model's chat template, as a prompt to Ollama does. The
+    API's own way for prompts, `/v1/completions`, would have a chat model continue the text instead of answering it, and
+    servers leave its log-probabilities out.
+    """
+    messages = [{"role": message.role, "content": message.content} for message in request.messages]
+    body: dict[str, Any] = {
+        "model": request.model,
+        "messages": messages or [{"role": "user", "content": request.prompt or ""}],
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    if logprobs:
+        body |= {"logprobs": True, "top_logprobs": min(request.top_logprobs, TOP_ASKED_MAX)}
+    parameters = request.parameters
+    options = {
+        "temperature": parameters.temperature,
+        "top_p": parameters.top_p,
+        "top_k": parameters.top_k,
+        "max_tokens": parameters.max_tokens,
+        "seed": parameters.seed,
+        "stop": list(parameters.stop) or None,
+    }
+    return msgspec.json.encode(body | {key: value for key, value in options.items() if value is not None})
+
+
+# ── answers that are not streams ──
+
+
+def listed_models(body: bytes) -> list[ListedModel]:
+    """The answer to `MODELS_PATH`. Raises UpstreamProtocolError."""
+    return decode(body, _Models).data
+
+
+def error_text(body: bytes) -> str:
+    """The server's own error text, or an empty string when the body has none."""
+    try:
+        return decode(body, _Record).fault or ""
+    except UpstreamProtocolError:
+        return ""
+
+
+def reported(text: str, secret: str = "") -> str:
+    """The server's error text, safe to pass on: printable, short and without `secret`. Servers that check requests with
+    pydantic quote the request after `'input'`."""
+    if secret:
+        text = text.replace(secret, "…")
+    for quote in ("'input'", '"input"', "input_value="):
+        text = text.partition(quote)[0]
+    return ollama.reported(text)
+
+
+def refusal(status: int, text: str, model: str, runtime: str, secret: str = "") -> EngineError:
+    """The error for an answer whose status is not 200. `text` is `error_text` of its body. What a server says about a
+    key it does not take is not repeated: it may quote part of it."""
+    said = f": {reported(text, secret)}" if text else ""
+    if status == 404 and text:
+        return ModelNotFound(f"{runtime} has no model {model}{said}", model=model)
+    if status == 404:
+        return UpstreamProtocolError(f"{runtime} has no {CHAT_PATH}; is its URL right?", status=status)
+    if status in (429, 503):
+        return Overloaded(f"{runtime} is busy{said}", runtime=runtime, retry_after_s=1)
+    if status in (400, 413, 422):
+        return InvalidRequest(f"{runtime} refused the request for {model}{said}", model=model)
+    if status in (401, 403):
+        return RuntimeUnavailable(f"{runtime} refuses to be used ({status}); is its API key right?", status=status)
+    return UpstreamProtocolError(f"{runtime} answered {status}{said}", status=status)
+
+
+def about_logprobs(status: int, text: str) -> bool:
+    """True when a request may go through without log-probabilities."""
+    return status in (400, 403, 422) and "logprob" in text.lower()
