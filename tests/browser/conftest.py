@@ -44,7 +44,10 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
     command += ["--port-file", str(port_file), "--synthetic", "42"]
     with log.open("wb") as output:
         process = subprocess.Popen(
-            command, env=os.environ | {"WF_DATA_DIR": str(folder / "state")}, stdout=output, stderr=output
+            command,
+            env=os.environ | {"WF_DATA_DIR": str(folder / "state"), "WF_OLLAMA__ENABLED": "false"},
+            stdout=output,
+            stderr=output,
         )
     try:
         yield _ready(process, port_file, log)

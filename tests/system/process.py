@@ -33,11 +33,13 @@ def upgrade(port: int, header: bytes = b"", after: bytes = b"") -> bytes:
 
 
 def environment(folder: Path, **extra: str) -> dict[str, str]:
-    """Nothing of the caller's but the way to programs: no proxy, no configuration, a home of its own."""
+    """Nothing of the caller's but the way to programs: no proxy, no configuration, a home of its own, and no Ollama
+    that happens to run here."""
     home = folder / "home"
     home.mkdir(exist_ok=True)
     path = os.environ.get("PATH", os.defpath)
-    return {"PATH": path, "HOME": str(home), "LANG": "C.UTF-8", "WF_DATA_DIR": str(folder / "state")} | extra
+    own = {"HOME": str(home), "WF_DATA_DIR": str(folder / "state"), "WF_OLLAMA__ENABLED": "false"}
+    return {"PATH": path, "LANG": "C.UTF-8"} | own | extra
 
 
 def wf(folder: Path, *words: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess:

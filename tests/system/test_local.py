@@ -79,6 +79,14 @@ def test_run_in_process_does_not_touch_the_network(witnessed, tmp_path):
     assert seen() == []
 
 
+def test_ollama_is_looked_for_on_loopback_and_nowhere_else(witnessed, tmp_path):
+    env, seen = witnessed
+    env |= {"WF_OLLAMA__ENABLED": "true", "OLLAMA_HOST": "127.0.0.1:1"} | FAST
+    done = wf(tmp_path, "run", "embedded/hacker", "what is a glacier?", "--max-tokens", "5", env=env)
+    assert done.returncode == 0
+    assert set(seen()) == {"socket.getaddrinfo '127.0.0.1'", "socket.connect ('127.0.0.1', 1)"}
+
+
 def test_run_beside_an_engine_connects_to_it_alone(start, witnessed):
     env, seen = witnessed
     engine = start()
