@@ -90,10 +90,6 @@ class Catalog:
         hint = f"; did you mean {near[0]}?" if near else ""
         raise ModelNotFound(f"there is no model {name}{hint}", model=name, available=names)
 
-    def default(self) -> ModelRef | None:
-        """The model used when nobody names one: the first of the first runtime that has any."""
-        return self.models[0] if self.models else None
-
 
 def _public_name(runtime: Runtime, info: ModelInfo) -> str:
     return f"{runtime.name}/{info.name}" if runtime.kind in QUALIFIED else info.name

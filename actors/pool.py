@@ -88,9 +88,10 @@ class _Entry:
     unloads: list[Reply[int]] = attrs.field(factory=list)
 
 
-def mailbox_capacity(caps: PoolCaps) -> int:
-    """Room for every command that can be outstanding, so that a release in a `finally` never finds the box full."""
-    return 2 * (caps.streams_max + caps.queued_max) + 64
+def mailbox_capacity(caps: PoolCaps, callers_max: int) -> int:
+    """Room for every command that can be outstanding, so that a release in a `finally` never finds the box full: a
+    lease and a release per stream, a load or unload per caller, and the completions of the pool's own tasks."""
+    return 2 * (caps.streams_max + caps.queued_max) + callers_max + 2 * caps.loaded_models_max
 
 
 @attrs.define(eq=False)
@@ -288,11 +289,13 @@ class ModelPool:
         if done.error is not None and entry.loaded is not None:
             entry.state, entry.unloads = ModelState.READY, []  # as far as we know it is still there
             self._entries[done.model] = entry
-        for waiting in self._entries.values():
-            if done.model in waiting.room_for:
-                waiting.room_for.discard(done.model)
-                if not waiting.room_for:
-                    self._spawn(self._load, waiting.ref)
+        for waiting in [entry for entry in self._entries.values() if done.model in entry.room_for]:
+            waiting.room_for.discard(done.model)
+            if done.error is not None:  # no room was made; loading now would overcommit the machine
+                error = ModelLoadFailed(f"{done.model} could not be unloaded to make room for {waiting.ref.name}")
+                self._load_done(_LoadDone(waiting.ref.name, None, error))
+            elif not waiting.room_for:
+                self._spawn(self._load, waiting.ref)
 
     # ── the pool's own tasks ──
 

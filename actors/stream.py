@@ -49,10 +49,8 @@ class ModelStream:
         with trio.CancelScope(deadline=trio.current_time() + limit_s) as patience:
             async with self.runtime.generate(self.request) as chunks:
                 while (chunk := await anext(chunks, None)) is not None:
-                    patience.deadline, until = (
-                        math.inf,
-                        patience.deadline,
-                    )  # waiting for room of our own is not its fault
+                    until = patience.deadline
+                    patience.deadline = math.inf  # waiting for room of our own is not the runtime's fault
                     if await self._pass_on(chunk):
                         limit_s = self.timeouts.progress_s
                         until = trio.current_time() + limit_s

@@ -89,7 +89,8 @@ class Core:
             limits.max_parallel_models,
             limits.max_loaded_models,
         )
-        pool = _pool(caps, clock, settings.timeouts.load_s)
+        callers_max = settings.limits.connections_max + settings.limits.connections_reserve
+        pool = _pool(caps, callers_max, clock, settings.timeouts.load_s)
         telemetry, boot = Telemetry(), secrets.token_hex(4)
         facts = HelloFacts(
             version=__version__,
@@ -211,6 +212,6 @@ def client_limits(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _pool(caps: PoolCaps, clock: Clock, load_timeout_s: float) -> PoolHandle:
-    commands, inlet = mailbox[Command]("pool", mailbox_capacity(caps))
+def _pool(caps: PoolCaps, callers_max: int, clock: Clock, load_timeout_s: float) -> PoolHandle:
+    commands, inlet = mailbox[Command]("pool", mailbox_capacity(caps, callers_max))
     return PoolHandle(ModelPool(inlet, commands, caps, clock, load_timeout_s), commands)

@@ -85,7 +85,8 @@ async def _in_process(shot: OneShot, settings: Settings, show: Show) -> str:
         follower = core.hub.follow(session.id, energy=True)
         while lines := await follower.next_lines():
             for line in lines:
-                await trio.to_thread.run_sync(show, line.data)  # a slow reader of ours must not look like a slow model
+                # In a thread: a slow reader of ours must not look like a slow model. Abandoned, so that Ctrl+C works.
+                await trio.to_thread.run_sync(show, line.data, abandon_on_cancel=True)
                 reason = _end_of(line.data) or reason
         core.close()
     return _ended(reason)

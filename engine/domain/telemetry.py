@@ -112,9 +112,11 @@ class Telemetry:
         return figures
 
     def _close(self, closed: SessionClosed) -> None:
+        if closed.session_id not in self._running:
+            return  # told again after a crash, and counted already
         self.ended[closed.reason] = self.ended.get(closed.reason, 0) + 1
         earned = self._eu_micro.pop(closed.session_id, 0)
-        for model in self._running.pop(closed.session_id, ()):
+        for model in self._running.pop(closed.session_id):
             figures = self._figures(model)
             figures.active_sessions -= 1
             figures.tps_current = None

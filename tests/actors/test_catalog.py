@@ -23,7 +23,6 @@ async def listed(*runtimes):
 async def test_built_in_models_are_listed_under_their_runtime():
     catalog = await listed(runtime("one", "llama3:8b"), runtime("embedded", "lexicon", kind="embedded"))
     assert [m.name for m in catalog.models] == ["llama3:8b", "embedded/lexicon"]
-    assert catalog.default().name == "llama3:8b"
 
 
 async def test_exact_name_first_then_runtime_and_name():

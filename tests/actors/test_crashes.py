@@ -138,6 +138,7 @@ async def test_an_end_that_was_on_its_way_through_a_crashing_stage_is_told_again
         await trio.sleep(0.5)
         assert poisoned
         assert [e["payload"]["reason"] for e in client.events("experience.session_end")] == ["finished"]
+        assert s.core.telemetry.ended == {"finished": 1}
         follower = s.core.hub.follow(session.id, energy=False)
         while lines := await follower.next_lines():
             assert lines[-1].type == "experience.session_end"

@@ -12,20 +12,22 @@ from actors.catalog import Catalog
 from actors.clock import EngineClock
 from actors.kernel import mailbox
 from actors.pool import Command, ModelPool, PoolHandle, mailbox_capacity
-from engine.domain.errors import ModelLoadFailed, ModelLoadTimeout, Overloaded, SessionConflict
+from engine.domain.errors import ModelLoadFailed, ModelLoadTimeout, Overloaded, RuntimeUnavailable, SessionConflict
 from engine.domain.models import ModelState
 from policies.admission import PoolCaps
 from tests.fakes.runtime import ScriptedRuntime
 
 
 @asynccontextmanager
-async def pool(load_s=0.0, load_error=None, *, streams=8, queued=8, parallel=8, loaded=8, load_timeout_s=60.0):
+async def pool(
+    load_s=0.0, load_error=None, *, streams=8, queued=8, parallel=8, loaded=8, load_timeout_s=60.0, make=ScriptedRuntime
+):
     clock = EngineClock.start()
-    runtime = ScriptedRuntime(clock, load_s=load_s, load_error=load_error, models=("a", "b", "c", "d"))
+    runtime = make(clock, load_s=load_s, load_error=load_error, models=("a", "b", "c", "d"))
     catalog = Catalog({"scripted": runtime})
     await catalog.refresh()
     caps = PoolCaps(streams, queued, parallel, loaded)
-    commands, inlet = mailbox[Command]("pool", mailbox_capacity(caps))
+    commands, inlet = mailbox[Command]("pool", mailbox_capacity(caps, 16))
     handle = PoolHandle(ModelPool(inlet, commands, caps, clock, load_timeout_s), commands)
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: handle.pool.run(task_status=task_status))
@@ -204,3 +206,33 @@ async def test_a_cancel_at_any_moment_leaves_no_lease_behind(autojump_clock):
             await wait_all_tasks_blocked()
             await trio.sleep(2)
             assert p.handle.pool.streams == 0
+
+
+async def test_a_model_that_cannot_be_unloaded_keeps_its_place_and_the_new_one_fails(autojump_clock):
+    class Stuck(ScriptedRuntime):
+        async def unload(self, model):
+            raise RuntimeUnavailable("it went away")
+
+    async with pool(loaded=1, make=Stuck) as p:
+        await p.use("a")
+        with pytest.raises(ModelLoadFailed, match="to make room for b"):
+            await p.use("b")
+        assert p.runtime.loads == ["a"]
+        assert p.state("a") is ModelState.READY
+        with pytest.raises(RuntimeUnavailable):
+            await p.handle.unload(p.catalog.find("a"))
+
+
+async def test_whoever_waits_when_the_pool_stops_is_told(autojump_clock):
+    told = []
+    async with pool(load_s=100) as p, trio.open_nursery() as nursery:
+
+        async def wait():
+            with pytest.raises(Overloaded, match="stopping"):
+                await p.use("a")
+            told.append(1)
+
+        nursery.start_soon(wait)
+        await wait_all_tasks_blocked()
+        p.handle.pool._nursery.cancel_scope.cancel()
+    assert told == [1]

@@ -115,10 +115,10 @@ def test_every_model_of_a_session_has_its_own_figures():
     assert {f.active_sessions for f in telemetry.models.values()} == {0}
 
 
-def test_the_end_of_a_session_it_never_saw_counts_as_an_end_only():
+def test_an_end_of_no_running_session_is_not_counted():
     telemetry = Telemetry()
     telemetry.observe(closed("lost"))
-    assert (telemetry.ended, telemetry.models) == ({"finished": 1}, {})
+    assert (telemetry.ended, telemetry.models) == ({}, {})
 
 
 def test_news_of_a_model_is_no_figure():

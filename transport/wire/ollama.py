@@ -133,15 +133,6 @@ class Version(msgspec.Struct):
     version: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 
 
-class Shown(msgspec.Struct):
-    """What of `/api/show` matters here."""
-
-    details: ModelDetails = msgspec.field(default_factory=ModelDetails)
-    capabilities: list[str] | None = None
-    remote_host: str = ""
-    remote_model: str = ""
-
-
 class PullProgress(msgspec.Struct):
     """One line of `/api/pull`: bytes done and in all, of the layer that `status` speaks of."""
 

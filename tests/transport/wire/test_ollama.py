@@ -169,7 +169,6 @@ def test_listings():
         ("slow:latest", 202_459_053, 0),
     ]
     assert ollama.decode(capture("version")[1], ollama.Version).version == "0.33.0-rc2"
-    assert ollama.decode(b'{"capabilities":["vision"],"remote_host":"https://ollama.com"}', ollama.Shown).remote_host
     assert ollama.decode(b'{"models":null}', ollama.Tags).models is None
 
 
@@ -310,7 +309,7 @@ def test_any_line_is_chunks_or_a_protocol_error(line: bytes):
 
 @given(st.binary(max_size=80))
 def test_any_answer_is_a_value_or_a_protocol_error(body: bytes):
-    for kind in (ollama.Tags, ollama.Running, ollama.Version, ollama.Shown, ollama.PullProgress):
+    for kind in (ollama.Tags, ollama.Running, ollama.Version, ollama.PullProgress):
         with suppress(UpstreamProtocolError):
             assert isinstance(ollama.decode(body, kind), kind)
     assert isinstance(ollama.error_text(body), str)
