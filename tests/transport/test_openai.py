@@ -22,21 +22,17 @@ from engine.domain.errors import (
     Overloaded,
     RuntimeUnavailable,
     UpstreamProtocolError,
-    UpstreamTimeout,
-    UpstreamTruncated,
 )
-from engine.domain.generation import Chunk, EndReason, GenerationEnd, GenerationRequest, Message, Runtime, TokenKind
+from engine.domain.generation import EndReason, GenerationEnd, GenerationRequest, Message, TokenKind
 from engine.domain.models import Capability, Loaded
 from tests.fakes.network import receive
 from tests.fakes.ollama import Break, Reply, ScriptedOllama, Send, Silence, capture, virtual_clock, whole
 from tests.fakes.openai import DONE, delta, entry, event, finish, usage
-from transport.runtimes.openai import DONE_S, HEAD_S, HEAR_OUT_S, OpenAIRuntime
+from tests.fakes.streams import ASKED, KEY, PROMPT, chunks_of, failure_of
+from transport.runtimes.openai import DONE_S, OpenAIRuntime
 from transport.wire.openai import CHAT_PATH, MODELS_PATH
 
 URL = "http://127.0.0.1:8080"
-PROMPT = "my darkest secret"
-KEY = "sk-this-is-secret"
-ASKED = GenerationRequest("m", prompt=PROMPT)
 END = GenerationEnd(EndReason.FINISHED, 3, 2)
 
 
@@ -59,24 +55,6 @@ def refused(status: int, text: str, **headers: str) -> Reply:
 
 def listing(*names: str) -> Reply:
     return whole({"object": "list", "data": [{"id": name, "object": "model", "owned_by": "vllm"} for name in names]})
-
-
-async def chunks_of(runtime: Runtime, request: GenerationRequest = ASKED) -> list[Chunk]:
-    async with runtime.generate(request) as chunks:
-        return [chunk async for chunk in chunks]
-
-
-async def failure_of(runtime: Runtime, request: GenerationRequest = ASKED) -> EngineError:
-    with pytest.raises(EngineError) as caught:
-        await chunks_of(runtime, request)
-    chain: list[str] = []
-    error: BaseException | None = caught.value
-    while error is not None:
-        chain.append(f"{error} {getattr(error, 'details', '')}")
-        error = error.__cause__
-    assert PROMPT not in " ".join(chain)
-    assert KEY not in " ".join(chain)
-    return caught.value
 
 
 # ── streams ──
@@ -133,17 +111,6 @@ async def test_a_stream_that_stops_without_a_finish_reason_has_no_end(
     assert runtime.counters.done_missing == 0
 
 
-async def test_a_connection_that_breaks_before_the_finish_reason_is_truncated(autojump_clock: trio.testing.MockClock):
-    reply = Reply([Send(delta("a")), Break(after_s=0.1)])
-    seen = []
-    with pytest.raises(UpstreamTruncated, match="broke the connection"):
-        async with runtime_of(serving(reply)).generate(ASKED) as chunks:
-            async for chunk in chunks:
-                seen.append(chunk.text)
-    assert seen == ["a"]
-    assert reply.body.closed
-
-
 @pytest.mark.parametrize(
     ("steps", "waited_s", "end"),
     [
@@ -168,66 +135,11 @@ async def test_with_its_finish_reason_an_answer_is_whole(
     assert reply.body.closed
 
 
-@pytest.mark.parametrize("leave_at_end", [True, False])
-@pytest.mark.parametrize("after_s", [None, 0.01])
-async def test_what_follows_done_is_counted(
-    autojump_clock: trio.testing.MockClock, leave_at_end: bool, after_s: float | None
-):
-    first, late = delta("a") + finish() + DONE, delta("late") + DONE
-    runtime = runtime_of(
-        serving(Reply([Send(first + late)] if after_s is None else [Send(first), Send(late, after_s)]))
-    )
-    seen = []
-    async with runtime.generate(ASKED) as chunks:
-        async for chunk in chunks:
-            seen.append(chunk.text)
-            if leave_at_end and chunk.end is not None:
-                break
-    assert seen == ["a", "", ""]
-    assert runtime.counters.late_records == 2
-
-
-async def test_a_server_that_never_ends_its_body_is_left(autojump_clock: trio.testing.MockClock):
-    flood = [Send(b"data: " + b"x" * 50_000 + b"\n\n") for _ in range(9)]
-    for late, waited_s, counted in (([Silence()], HEAR_OUT_S, 0), (flood, 0, 2)):
-        reply = Reply([Send(finish() + DONE), *late])
-        runtime = runtime_of(serving(reply))
-        begin_s = trio.current_time()
-        await chunks_of(runtime)
-        assert trio.current_time() - begin_s == pytest.approx(waited_s)
-        assert runtime.counters.late_records == counted
-        assert reply.body.closed
-
-
 @pytest.mark.parametrize("fault", [event({"error": {"message": f"bad {KEY}"}}), b"<html>\n", b"x" * 1_048_577])
 async def test_errors_in_the_middle(autojump_clock: trio.testing.MockClock, fault: bytes):
     reply = Reply([Send(delta("a")), Send(fault)])
     assert type(await failure_of(runtime_of(serving(reply)))) is UpstreamProtocolError
     assert reply.body.closed
-
-
-async def test_a_stall_is_for_the_caller_to_end(autojump_clock: trio.testing.MockClock):
-    reply = Reply([Send(delta("a"), 0.1), Silence()])
-    seen = []
-    with trio.move_on_after(100) as scope:
-        async with runtime_of(serving(reply)).generate(ASKED) as chunks:
-            async for chunk in chunks:
-                seen.append(chunk.text)
-    assert (scope.cancelled_caught, seen, reply.body.closed) == (True, ["a"], True)
-    assert trio.current_time() == pytest.approx(100)
-
-
-async def test_leaving_early_closes_the_stream(autojump_clock: trio.testing.MockClock):
-    reply = answering(delta("a"), delta("b"), finish(), DONE)
-    async with runtime_of(serving(reply)).generate(ASKED) as chunks:
-        await anext(chunks)
-    assert reply.body.closed
-    with pytest.raises(StopAsyncIteration):
-        await anext(chunks)
-
-
-async def test_no_head_is_a_timeout(autojump_clock: trio.testing.MockClock):
-    assert isinstance(await failure_of(runtime_of(serving(Reply(after_s=HEAD_S + 1)))), UpstreamTimeout)
 
 
 # ── refusals ──

@@ -22,48 +22,26 @@ from typing import Annotated, Any, Final
 import attrs
 import msgspec
 
-from engine.domain.errors import (
-    EngineError,
-    InvalidRequest,
-    ModelNotFound,
-    Overloaded,
-    RuntimeUnavailable,
-    UpstreamProtocolError,
-)
-from engine.domain.generation import (
-    Chunk,
-    EndReason,
-    GenerationEnd,
-    GenerationRequest,
-    TokenKind,
-    TokenLogprob,
-    TopEntry,
-)
-from transport.wire import ollama
-from transport.wire.ollama import ENTRIES_MAX, TOKEN_CHARS_MAX, TOP_MAX, Count, LogProb, TokenText, decode
+from engine.domain.errors import EngineError, ModelNotFound, RuntimeUnavailable, UpstreamProtocolError
+from engine.domain.generation import Chunk, EndReason, GenerationEnd, GenerationRequest, TokenLogprob, TopEntry
+from transport.wire import records
+from transport.wire.records import ENTRIES_MAX, TOKEN_CHARS_MAX, TOP_ASKED_MAX, TOP_MAX, Count, LogProb, Part, TokenText
 from transport.wire.sse import Event, EventStream
 
 CHAT_PATH: Final = "/v1/chat/completions"
 MODELS_PATH: Final = "/v1/models"
 DONE: Final = b"[DONE]"
-TOP_ASKED_MAX: Final = 20  # the API's own limit
 CHOICES_MAX: Final = 16  # one is asked for
 _BROKEN: Final = frozenset({"error", "abort"})
+# Servers that check requests with pydantic quote the request after `input`.
+_QUOTES: Final = (" raw=", "'input'", '"input"', "input_value=")
 
 _Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 _TokenBytes = Annotated[list[_Byte], msgspec.Meta(max_length=4 * TOKEN_CHARS_MAX)]
 
 
-class _Top(msgspec.Struct, gc=False):
-    token: TokenText
-    logprob: LogProb
-
-
-class _Entry(msgspec.Struct):
-    token: TokenText
-    logprob: LogProb
+class _Entry(records.Entry):
     bytes: _TokenBytes | None = None
-    top_logprobs: Annotated[list[_Top], msgspec.Meta(max_length=TOP_MAX)] | None = None
 
 
 class _LogProbs(msgspec.Struct):
@@ -137,6 +115,10 @@ class _Models(msgspec.Struct):
     data: list[ListedModel]
 
 
+_record_decoder: Final = msgspec.json.Decoder(_Record)
+_models_decoder: Final = msgspec.json.Decoder(_Models)
+
+
 # ── the stream ──
 
 
@@ -176,7 +158,7 @@ class ChunkStream:
                 self._count_late(events)  # now: a reader may leave at the end it was waiting for
                 yield Chunk("", t_us, end=self._end(), raw=event.data)
                 return
-            yield from self._chunks(decode(event.data, _Record), event.data, t_us)
+            yield from self._chunks(records.decode(event.data, _record_decoder), event.data, t_us)
 
     def finish(self, t_us: int) -> Iterator[Chunk]:
         """At the end of the stream: a last event may come without its blank line; a part of one is `cut`, no error."""
@@ -186,7 +168,7 @@ class ChunkStream:
         event = self._events.finish()
         if event is not None and event.data != DONE:
             try:
-                record = decode(event.data, _Record)
+                record = records.decode(event.data, _record_decoder)
             except UpstreamProtocolError:
                 self.cut = True
             else:
@@ -208,9 +190,7 @@ class ChunkStream:
         parts = _parts(choice)
         entries = _entries(choice.logprobs, "".join(text for _, text in parts))
         self.logprobs += len(entries)
-        dealt = _dealt([text for _, text in parts], entries)
-        for index, (kind, text) in enumerate(parts):
-            yield Chunk(text, t_us, kind, dealt[index], raw=b"" if index else data)
+        yield from records.chunks(parts, entries, t_us, data)
 
     def _last_event(self) -> Iterator[Event]:
         event = self._events.finish()
@@ -239,18 +219,12 @@ def _reason(choice: _Choice) -> EndReason | None:
     return EndReason.LENGTH if choice.finish_reason == "length" else EndReason.FINISHED
 
 
-def _parts(choice: _Choice) -> list[tuple[TokenKind, str]]:
+def _parts(choice: _Choice) -> list[Part]:
     """The texts of a choice by kind. Parts of tool calls are compact JSON, so that index, id and name are kept."""
     delta = choice.delta or _Delta()
     thinking = delta.reasoning_content or delta.reasoning  # some servers send the same text under both names
     answer = (delta.content or "") + (delta.refusal or "") + (choice.text or "")
-    parts = [(TokenKind.THINKING, thinking)] if thinking else []
-    if answer:
-        parts.append((TokenKind.ANSWER, answer))
-    if delta.tool_calls:
-        calls = (str(msgspec.json.format(bytes(call), indent=-1), "utf-8") for call in delta.tool_calls)
-        parts.append((TokenKind.TOOL, "".join(calls)))
-    return parts or [(TokenKind.ANSWER, "")]
+    return records.parts(thinking, answer, delta.tool_calls)
 
 
 # ── log-probabilities ──
@@ -262,14 +236,7 @@ def _entries(logprobs: _LogProbs | None, text: str) -> tuple[TokenLogprob, ...]:
     if logprobs.content is None:
         return _completion_entries(logprobs)
     tokens = _spelled(logprobs.content, text)
-    return tuple(
-        TokenLogprob(
-            token,
-            min(0.0, entry.logprob),
-            tuple(TopEntry(top.token, min(0.0, top.logprob)) for top in entry.top_logprobs or ()),
-        )
-        for token, entry in zip(tokens, logprobs.content, strict=True)
-    )
+    return tuple(records.token_logprob(entry, token) for token, entry in zip(tokens, logprobs.content, strict=True))
 
 
 def _spelled(entries: Sequence[_Entry], text: str) -> list[str]:
@@ -302,20 +269,6 @@ def _completion_entries(logprobs: _LogProbs) -> tuple[TokenLogprob, ...]:
     )
 
 
-def _dealt(texts: Sequence[str], entries: tuple[TokenLogprob, ...]) -> list[tuple[TokenLogprob, ...]]:
-    """The entries per text: each text takes the next ones that spell it, the last takes what is left."""
-    dealt: list[tuple[TokenLogprob, ...]] = []
-    for text in texts[:-1]:
-        spelled, count = "", 0
-        while count < len(entries) and len(spelled) < len(text):
-            spelled += entries[count].token
-            count += 1
-        taken = count if spelled == text else 0
-        dealt.append(entries[:taken])
-        entries = entries[taken:]
-    return [*dealt, entries]
-
-
 # ── requests ──
 
 
@@ -327,25 +280,15 @@ def request_body(request: GenerationRequest, *, logprobs: bool = True) -> bytes:
     API's own way for prompts, `/v1/completions`, would have a chat model continue the text instead of answering it, and
     servers leave its log-probabilities out.
     """
-    messages = [{"role": message.role, "content": message.content} for message in request.messages]
     body: dict[str, Any] = {
         "model": request.model,
-        "messages": messages or [{"role": "user", "content": request.prompt or ""}],
+        "messages": records.messages(request) or [{"role": "user", "content": request.prompt or ""}],
         "stream": True,
         "stream_options": {"include_usage": True},
     }
     if logprobs:
         body |= {"logprobs": True, "top_logprobs": min(request.top_logprobs, TOP_ASKED_MAX)}
-    parameters = request.parameters
-    options = {
-        "temperature": parameters.temperature,
-        "top_p": parameters.top_p,
-        "top_k": parameters.top_k,
-        "max_tokens": parameters.max_tokens,
-        "seed": parameters.seed,
-        "stop": list(parameters.stop) or None,
-    }
-    return msgspec.json.encode(body | {key: value for key, value in options.items() if value is not None})
+    return msgspec.json.encode(body | records.options(request.parameters, "max_tokens"))
 
 
 # ── answers that are not streams ──
@@ -353,25 +296,22 @@ def request_body(request: GenerationRequest, *, logprobs: bool = True) -> bytes:
 
 def listed_models(body: bytes) -> list[ListedModel]:
     """The answer to `MODELS_PATH`. Raises UpstreamProtocolError."""
-    return decode(body, _Models).data
+    return records.decode(body, _models_decoder).data
 
 
 def error_text(body: bytes) -> str:
     """The server's own error text, or an empty string when the body has none."""
     try:
-        return decode(body, _Record).fault or ""
+        return records.decode(body, _record_decoder).fault or ""
     except UpstreamProtocolError:
         return ""
 
 
 def reported(text: str, secret: str = "") -> str:
-    """The server's error text, safe to pass on: printable, short and without `secret`. Servers that check requests with
-    pydantic quote the request after `'input'`."""
+    """The server's error text, safe to pass on: printable, short, without `secret` and without what was asked."""
     if secret:
         text = text.replace(secret, "…")
-    for quote in ("'input'", '"input"', "input_value="):
-        text = text.partition(quote)[0]
-    return ollama.reported(text)
+    return records.printable(text, _QUOTES)
 
 
 def refusal(status: int, text: str, model: str, runtime: str, secret: str = "") -> EngineError:
@@ -382,13 +322,9 @@ def refusal(status: int, text: str, model: str, runtime: str, secret: str = "") 
         return ModelNotFound(f"{runtime} has no model {model}{said}", model=model)
     if status == 404:
         return UpstreamProtocolError(f"{runtime} has no {CHAT_PATH}; is its URL right?", status=status)
-    if status in (429, 503):
-        return Overloaded(f"{runtime} is busy{said}", runtime=runtime, retry_after_s=1)
-    if status in (400, 413, 422):
-        return InvalidRequest(f"{runtime} refused the request for {model}{said}", model=model)
     if status in (401, 403):
         return RuntimeUnavailable(f"{runtime} refuses to be used ({status}); is its API key right?", status=status)
-    return UpstreamProtocolError(f"{runtime} answered {status}{said}", status=status)
+    return records.refusal(status, said, model, runtime, invalid=(400, 413, 422))
 
 
 def about_logprobs(status: int, text: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 
 import pytest
@@ -29,6 +30,7 @@ from engine.domain.generation import (
     TopEntry,
 )
 from tests.fakes.ollama import capture, done, record
+from tests.fakes.streams import json_values, places, read_through, split_at, text_of
 from transport.wire import ollama
 from transport.wire.ollama import RecordStream, parse_record
 
@@ -44,20 +46,8 @@ COMPLETE = (
 INCOMPLETE = ("crash-chat", "crash-generate", "crash-nostream", "repeat-guard")
 
 
-def read(chunks: list[bytes], t_us: int = 7) -> tuple[list[Chunk], RecordStream, EngineError | None]:
-    stream = RecordStream()
-    seen: list[Chunk] = []
-    try:
-        for data in chunks:
-            seen.extend(stream.feed(data, t_us))
-        seen.extend(stream.finish(t_us))
-    except EngineError as error:
-        return seen, stream, error
-    return seen, stream, None
-
-
-def text_of(chunks: list[Chunk], kind: TokenKind = TokenKind.ANSWER) -> str:
-    return "".join(chunk.text for chunk in chunks if chunk.kind is kind)
+def read(chunks: list[bytes]) -> tuple[list[Chunk], RecordStream, EngineError | None]:
+    return read_through(RecordStream(), chunks)
 
 
 # ── recorded answers ──
@@ -84,7 +74,7 @@ def test_generate_with_log_probabilities():
         raw=lines[0],
     )
     assert text_of(chunks) == " streams tokens ."
-    assert chunks[-1] == Chunk("", 7, end=GenerationEnd(EndReason.LENGTH, 3, 3), raw=lines[-1])
+    assert chunks[-1] == Chunk("", 7, end=GenerationEnd(EndReason.LENGTH, 3, 3, load_ms=1.496992), raw=lines[-1])
     assert (stream.ended, stream.late_records, stream.cut) == (True, 0, False)
 
 
@@ -95,7 +85,7 @@ def test_chat_with_thinking_and_a_tool_call():
     call = {"id": "call_dc858wh6", "function": {"index": 0, "name": "get_weather", "arguments": {"city": "Oslo"}}}
     assert text_of(chunks, TokenKind.TOOL) == json.dumps(call, separators=(",", ":"))
     assert text_of(chunks) == ""
-    assert chunks[-1].end == GenerationEnd(EndReason.FINISHED, 649, 46)
+    assert chunks[-1].end == GenerationEnd(EndReason.FINISHED, 649, 46, load_ms=3.128684)
 
 
 @pytest.mark.parametrize("name", ["crash-chat", "crash-generate", "crash-nostream"])
@@ -282,11 +272,7 @@ fields = st.sampled_from(
     "response thinking message content tool_calls done done_reason logprobs token logprob top_logprobs eval_count "
     "prompt_eval_count eval_duration error remote_host other".split()
 )
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(fields, inner, max_size=4),
-    max_leaves=12,
-)
+values = json_values(fields)
 
 
 @given(
@@ -305,6 +291,23 @@ def test_any_line_is_chunks_or_a_protocol_error(line: bytes):
     for chunk in chunks:
         chunk.text.encode()
         assert all(entry.logprob <= 0 for entry in chunk.logprobs)
+
+
+lines = st.sampled_from(
+    [record("é✅"), record("\u2028", logprobs=[entry("\u2028")]), record(thinking="t"), done(), b"\n", b" \r\n"]
+    + [line + b"\r\n" for line, _ in HOSTILE.values() if len(line) < 100]
+) | st.binary(max_size=20)
+
+
+@given(st.lists(lines, max_size=8).map(b"".join), places)
+@example(record("a") + done() + record("late"), range(7, 1000, 7))
+@example(record("a") + done().strip(), range(7, 1000, 7))
+def test_any_chunking_gives_the_same_chunks(body: bytes, at: Sequence[int]):
+    chunks, whole, error = read([body])
+    split, pieces, split_error = read(split_at(body, at))
+    assert (chunks, repr(error)) == (split, repr(split_error))
+    assert getattr(error, "details", None) == getattr(split_error, "details", None)
+    assert (whole.ended, whole.cut, whole.late_records) == (pieces.ended, pieces.cut, pieces.late_records)
 
 
 @given(st.binary(max_size=80))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import suppress
 
 import pytest
@@ -30,6 +31,7 @@ from engine.domain.generation import (
 )
 from tests.fakes.ollama import capture
 from tests.fakes.openai import DONE, delta, entry, event, finish, usage
+from tests.fakes.streams import json_values, places, read_through, split_at, text_of
 from transport.wire import openai
 from transport.wire.openai import ChunkStream
 
@@ -37,25 +39,13 @@ COMPLETE = ("openai-chat-logprobs", "openai-think-tools")
 
 
 def read(chunks: list[bytes], secret: str = "") -> tuple[list[Chunk], ChunkStream, EngineError | None]:
-    stream = ChunkStream(secret)
-    seen: list[Chunk] = []
-    try:
-        for data in chunks:
-            seen.extend(stream.feed(data, 7))
-        seen.extend(stream.finish(7))
-    except EngineError as error:
-        return seen, stream, error
-    return seen, stream, None
+    return read_through(ChunkStream(secret), chunks)
 
 
 def read_all(*events: bytes) -> list[Chunk]:
     chunks, _, error = read([b"".join(events)])
     assert error is None
     return chunks
-
-
-def text_of(chunks: list[Chunk], kind: TokenKind = TokenKind.ANSWER) -> str:
-    return "".join(chunk.text for chunk in chunks if chunk.kind is kind)
 
 
 def data_of(body: bytes) -> list[bytes]:
@@ -295,11 +285,7 @@ fields = st.sampled_from(
     "choices index delta content reasoning tool_calls text finish_reason stop_reason logprobs token logprob bytes "
     "tokens token_logprobs top_logprobs usage prompt_tokens completion_tokens error object message other".split()
 )
-values = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(fields, inner, max_size=4),
-    max_leaves=12,
-)
+values = json_values(fields)
 choices = st.fixed_dictionaries({}, optional={"delta": values, "logprobs": values, "text": st.text(max_size=3)})
 
 
@@ -319,6 +305,27 @@ def test_any_bytes_are_chunks_or_a_protocol_error_whatever_the_chunking(data: by
     for chunk in chunks:
         chunk.text.encode()
         assert all(item.logprob <= 0 for item in chunk.logprobs)
+
+
+events = st.sampled_from(
+    [delta("é✅"), delta("\u2028", entry("\u2028")), delta("c", entry("t"), entry("c"), reasoning="t"), delta()]
+    + [finish(), finish("length"), usage(), DONE, DONE.replace(b"\n", b"\r\n"), b": comment\n\n", b"\n"]
+    + [data for data in HOSTILE.values() if len(data) < 100]
+) | st.binary(max_size=20)
+
+
+@given(st.lists(events, max_size=8).map(b"".join), places)
+@example(delta("a") + finish() + usage() + DONE + delta("late"), range(7, 1000, 7))
+@example(delta("a") + finish() + DONE.strip(), range(7, 1000, 7))
+def test_any_chunking_gives_the_same_chunks(body: bytes, at: Sequence[int]):
+    chunks, whole, error = read([body])
+    split, pieces, split_error = read(split_at(body, at))
+    assert (chunks, repr(error)) == (split, repr(split_error))
+    assert getattr(error, "details", None) == getattr(split_error, "details", None)
+    assert (whole.ended, whole.finishing, whole.cut) == (pieces.ended, pieces.finishing, pieces.cut)
+    assert whole.logprobs == pieces.logprobs
+    # What cannot be read after the end counts as one with all that its read holds, so the figure may differ.
+    assert (whole.late_records > 0) == (pieces.late_records > 0)
 
 
 @given(st.binary(max_size=80))

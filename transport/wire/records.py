@@ -1,0 +1,162 @@
+"""What the dialects of runtimes share, without IO: the limits of what is decoded, the way of a record from bytes to
+chunks, and the part of requests and refusals in which they agree."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from typing import Annotated, Any, Final, TypeVar
+
+import msgspec
+
+from engine.domain.errors import EngineError, InvalidRequest, Overloaded, UpstreamProtocolError
+from engine.domain.generation import (
+    Chunk,
+    GenerationEnd,
+    GenerationRequest,
+    Parameters,
+    TokenKind,
+    TokenLogprob,
+    TopEntry,
+)
+
+TOKEN_CHARS_MAX: Final = 16 * 1024
+ENTRIES_MAX: Final = 4_096  # log-probability entries in one record
+TOP_MAX: Final = 64  # alternatives of one entry; more than anybody may ask for
+TOP_ASKED_MAX: Final = 20  # the OpenAI API's own limit; Ollama answers 400 above it
+COUNT_MAX: Final = 2**53
+REPORTED_CHARS_MAX: Final = 200  # of the runtime's own error text
+LOGPROB_ROUNDING: Final = 1e-3  # float32 sums can come out a little above zero
+
+TokenText = Annotated[str, msgspec.Meta(max_length=TOKEN_CHARS_MAX)]
+LogProb = Annotated[float, msgspec.Meta(le=LOGPROB_ROUNDING)]
+Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+Part = tuple[TokenKind, str]
+T = TypeVar("T")
+
+_BYTE: Final = re.compile(r" \(byte (\d+)\)")
+
+
+class Top(msgspec.Struct, gc=False):
+    token: TokenText
+    logprob: LogProb
+
+
+class Entry(msgspec.Struct):
+    """The log-probability of one token, with the alternatives to it."""
+
+    token: TokenText
+    logprob: LogProb
+    top_logprobs: Annotated[list[Top], msgspec.Meta(max_length=TOP_MAX)] | None = None
+
+
+# ── from bytes ──
+
+
+def decode(data: bytes, decoder: msgspec.json.Decoder[T], offset: int = 0) -> T:
+    """One JSON value. Raises UpstreamProtocolError with the place of the fault and without a word of `data`, which
+    starts at `offset` in the stream."""
+    try:
+        str(data, "utf-8")  # the decoder does not look into the strings it skips
+        return decoder.decode(data)
+    except UnicodeDecodeError as error:
+        reason, at = "it is not UTF-8", error.start
+    except RecursionError:
+        reason, at = "it is nested too deeply", 0
+    except msgspec.DecodeError as error:  # its text names types and paths, never a value
+        found = _BYTE.search(str(error))
+        reason, at = _BYTE.sub("", str(error)), int(found[1]) if found else 0
+    raise UpstreamProtocolError(
+        f"the runtime sent a record that cannot be read at byte {offset + at}: {reason}", offset=offset + at
+    )
+
+
+def printable(text: str, quotes: Iterable[str]) -> str:
+    """A runtime's error text, safe to pass on: printable, short, and cut where one of `quotes` begins to repeat what
+    was asked or answered."""
+    for quote in quotes:
+        text = text.partition(quote)[0]
+    return "".join(char if char.isprintable() else "?" for char in text[:REPORTED_CHARS_MAX])
+
+
+def refusal(status: int, said: str, model: str, runtime: str, invalid: Collection[int]) -> EngineError:
+    """The error for a status that no dialect has a word of its own for. `said` goes behind the sentence; `invalid` are
+    the statuses by which the request is at fault."""
+    if status in (429, 503):
+        return Overloaded(f"{runtime} is busy{said}", runtime=runtime, retry_after_s=1)
+    if status in invalid:
+        return InvalidRequest(f"{runtime} refused the request for {model}{said}", model=model)
+    return UpstreamProtocolError(f"{runtime} answered {status}{said}", status=status)
+
+
+# ── to chunks ──
+
+
+def parts(thinking: str | None, answer: str | None, calls: Iterable[msgspec.Raw] | None) -> list[Part]:
+    """The texts of a record by kind, in the order in which a model writes them; an empty answer when it has none. The
+    text of tool calls is their compact JSON, one after the other."""
+    found = [(TokenKind.THINKING, thinking)] if thinking else []
+    if answer:
+        found.append((TokenKind.ANSWER, answer))
+    if calls:
+        found.append((TokenKind.TOOL, "".join(str(msgspec.json.format(bytes(c), indent=-1), "utf-8") for c in calls)))
+    return found or [(TokenKind.ANSWER, "")]
+
+
+def token_logprob(entry: Entry, token: str) -> TokenLogprob:
+    """`entry` for what `token` says its text is."""
+    top = tuple(TopEntry(top.token, min(0.0, top.logprob)) for top in entry.top_logprobs or ())
+    return TokenLogprob(token, min(0.0, entry.logprob), top)
+
+
+def chunks(
+    parts: Sequence[Part], entries: tuple[TokenLogprob, ...], t_us: int, raw: bytes, end: GenerationEnd | None = None
+) -> tuple[Chunk, ...]:
+    """The chunks of one record, one per part. `raw` is on the first of them, `end` on the last."""
+    last = len(parts) - 1
+    return tuple(
+        Chunk(
+            text=text,
+            t_us=t_us,
+            kind=kind,
+            logprobs=logprobs,
+            end=end if index == last else None,
+            raw=b"" if index else raw,
+        )
+        for index, ((kind, text), logprobs) in enumerate(zip(parts, _dealt(parts, entries), strict=True))
+    )
+
+
+def _dealt(parts: Sequence[Part], entries: tuple[TokenLogprob, ...]) -> list[tuple[TokenLogprob, ...]]:
+    """The entries per part: each part takes the next ones that spell it, none when they do not, and the last takes what
+    is left."""
+    dealt: list[tuple[TokenLogprob, ...]] = []
+    for _, text in parts[:-1]:
+        spelled, count = "", 0
+        while count < len(entries) and len(spelled) < len(text):
+            spelled += entries[count].token
+            count += 1
+        taken = count if spelled == text else 0
+        dealt.append(entries[:taken])
+        entries = entries[taken:]
+    return [*dealt, entries]
+
+
+# ── requests ──
+
+
+def messages(request: GenerationRequest) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in request.messages]
+
+
+def options(parameters: Parameters, max_tokens: str) -> dict[str, Any]:
+    """The parameters that are given, and no others; `max_tokens` is the dialect's name for the longest answer."""
+    named = {
+        "temperature": parameters.temperature,
+        "top_p": parameters.top_p,
+        "top_k": parameters.top_k,
+        max_tokens: parameters.max_tokens,
+        "seed": parameters.seed,
+        "stop": list(parameters.stop) or None,
+    }
+    return {name: value for name, value in named.items() if value is not None}
