@@ -125,21 +125,34 @@ async def _websocket() -> Samples:
         for name, command in (
             ("subscribed", b'{"type":"subscribe","patterns":["experience.*"],"top":true,"rate_hz":30,"id":"1"}'),
             ("pong", b'{"type":"ping","id":"2"}'),
+            ("acknowledged", b'{"type":"ack_rendered","frame":7,"fps":59.5,"lag_ms":8.5,"id":"5"}'),
             ("error", b'{"type":"subscribe","patterns":["no such pattern"]}'),
         ):
             commands.receive(command)
             samples[f"ws/system.{name}"] = with_top.messages[-1]
+            if name != "error":
+                samples |= _sent(command)
         await trio.sleep(OFF_GRID_S)
         session = api.slice.start(max_tokens=20, temperature=0.5)
         await trio.sleep(0.62)
         commands.receive(b'{"type":"resync","id":"3"}')
+        samples |= _sent(b'{"type":"resync","id":"3"}')
         samples["ws/system.state_snapshot.active"] = with_top.messages[-1]
         await session.closed.wait()
         await trio.sleep(0.1)
         commands.receive(b'{"type":"resync"}')
         samples["ws/system.state_snapshot.ended"] = with_top.messages[-1]
+        commands.receive(b'{"type":"unsubscribe","patterns":["experience.*"],"id":"4"}')
+        assert with_top.messages[-1]["events"][0]["type"] == "system.subscribed"
+        samples |= _sent(b'{"type":"unsubscribe","patterns":["experience.*"],"id":"4"}')
         await trio.sleep(1)
         return samples | _frames(plain) | {"events/experience.token.top": with_top.events("experience.token")[0]}
+
+
+def _sent(command: bytes) -> Samples:
+    """A client message that was understood, by its type."""
+    message = msgspec.json.decode(command)
+    return {f"requests/{message['type']}": message}
 
 
 def _frames(client: RecordingSink) -> Samples:
@@ -185,7 +198,7 @@ async def _streams() -> Samples:
             session_id = await api.generate()
             await trio.sleep(0.2)
             if reason == "aborted":
-                samples["http/stop"] = _told(await api.post("/stop", {"session_id": session_id}, x_request_id="r"))
+                samples |= await _posted(api, "stop", {"session_id": session_id})
             answer = await api.get(f"/stream/{session_id}")
             end = _lines(answer)[-1]["data"]
             samples[f"events/{end['type']}.{reason}"] = {k: end[k] for k in ("type", "session_id", "payload")}
@@ -235,16 +248,14 @@ async def _bodies() -> Samples:
         samples["http/bootstrap"] = _told(await _asked(api, "GET", "/api/bootstrap"))
         assert samples["http/bootstrap"]["body"]["token"] == TOKEN
         await trio.sleep(OFF_GRID_S)
-        samples["http/models.load"] = _told(await _asked(api, "POST", "/models/load", {"name": "b"}))
-        samples["http/generate"] = _told(
-            await _asked(api, "POST", "/generate", {"model": "a", "prompt": "hello", "parameters": {"seed": 1}})
-        )
+        samples |= await _posted(api, "models.load", {"name": "b"})
+        samples |= await _posted(api, "generate", {"model": "a", "prompt": "hello", "parameters": {"seed": 1}})
         await trio.sleep(0.33)
         samples["http/stats.active"] = await _stats(api)
         await trio.sleep(2)
         samples["http/stats"] = await _stats(api)
         samples["http/models"] = _told(await _asked(api, "GET", "/models"))
-        samples["http/models.unload"] = _told(await _asked(api, "POST", "/models/unload", {"name": "a"}))
+        samples |= await _posted(api, "models.unload", {"name": "a"})
         samples["http/index"] = {"headers": _headers(await _asked(api, "GET", "/"))}
         api.slice.runtime.up = False
         await _asked(api, "GET", "/models")
@@ -254,6 +265,13 @@ async def _bodies() -> Samples:
 
 async def _asked(api: Api, method: str, path: str, body: Any = None, **headers: str) -> Answer:
     return await api.ask(method, path, body, x_request_id=REQUEST_ID, **headers)
+
+
+async def _posted(api: Api, name: str, body: Samples) -> Samples:
+    """A request that was taken, and its answer."""
+    answer = await _asked(api, "POST", f"/{name.replace('.', '/')}", body)
+    assert answer.status in (200, 202), answer.body
+    return {f"requests/{name}": body, f"http/{name}": _told(answer)}
 
 
 async def _stats(api: Api) -> Samples:

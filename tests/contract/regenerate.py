@@ -1,4 +1,5 @@
-"""`python -m tests.contract.regenerate`: write the golden samples of the schema version in the code.
+"""`python -m tests.contract.regenerate`: write the golden samples of the schema version in the code, and with them the
+examples in the published schemas.
 
 What a version once promised is not rewritten: raise SCHEMA_VERSION in transport/wire/frames.py first, then its samples
 are new ones. Before a version is published, `--amend` rewrites its samples.
@@ -11,6 +12,7 @@ import logging
 import sys
 
 from tests.contract.compare import as_text, differences, path_of, samples_of
+from tests.contract.examples import FILE, write_examples
 from tests.contract.recording import record
 from transport.wire.frames import SCHEMA_VERSION
 
@@ -36,6 +38,8 @@ def main() -> int:
         file = path_of(SCHEMA_VERSION, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(as_text(said[name]), "utf-8")
+    if write_examples():
+        report.append(f"{FILE.name}: examples written")
     _say(*report, f"{len(written)} written, {len(gone)} removed, {len(said) - len(written)} unchanged")
     return 0
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import logging
-from typing import Any
-
 import pytest
 
 from tests.contract.compare import differences, needed_version, samples_of
-from tests.contract.recording import record
 from transport.wire.frames import SCHEMA_VERSION, SCHEMA_VERSIONS
 
 GOLDEN = samples_of(SCHEMA_VERSION)
@@ -16,15 +12,6 @@ HOW_TO = (
     "If this is meant: raise the {part} of SCHEMA_VERSION in transport/wire/frames.py, run `python -m "
     "tests.contract.regenerate`, and tell users in CHANGELOG.md. (A version that nobody has yet: `--amend`.)"
 )
-
-
-@pytest.fixture(scope="module")
-def recording() -> dict[str, Any]:
-    logging.disable()  # one of the samples is a failure inside the engine
-    try:
-        return record()
-    finally:
-        logging.disable(logging.NOTSET)
 
 
 @pytest.mark.parametrize("name", GOLDEN)

@@ -21,6 +21,7 @@ EVENTS = {
     "system.error": "code message retryable details",
     "system.subscribed": "id patterns session_id rate_hz top",
     "system.pong": "id",
+    "system.acknowledged": "id frame",
     "energy.update": "tokens eu_frame eu_total eu_rate streams ensemble",
     "experience.session_start": "mode models dropped_models parameters energy_params origin synthetic",
     "experience.token": "stream_id model tokens",

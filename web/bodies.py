@@ -1,0 +1,272 @@
+"""Shapes of the answers of the native API; requests are in web/schemas.py. JSON Schemas are made from these."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Final, Literal
+
+import msgspec
+
+from actors.kernel import FlowStats
+from engine.domain.generation import EndReason, Origin
+from engine.domain.models import Capability, ModelState, Tier
+from policies.advice import Readiness
+from transport.wire.json_schema import Json, asked, said
+from transport.wire.messages import ErrorItem
+from web.schemas import GenerateBody, LoadBody, StopBody, UnloadBody
+
+SessionState = Literal["queued", "loading", "waiting", "streaming", "ended"]
+Moment = Annotated[str, msgspec.Meta(description="RFC 3339")]
+
+
+class RuntimeHealth(msgspec.Struct):
+    """`up` is null until it was asked, `url` when it runs in this process."""
+
+    name: str
+    kind: str
+    url: str | None
+    local: bool
+    up: bool | None
+    reason: str | None
+
+
+class Health(msgspec.Struct):
+    """`state` is for somebody who wants an answer: `next` says what to do, null when there is nothing. `remote`: other
+    machines may connect."""
+
+    status: Literal["ok", "degraded"]
+    state: Readiness
+    next: str | None
+    suggested_model: str
+    remote: bool
+    version: str
+    uptime_s: float
+    runtimes: list[RuntimeHealth]
+    tier: Tier
+    tier_reason: str
+    level: int
+    policy_hash: str
+    sessions_active: int
+
+
+class ModelEntry(msgspec.Struct):
+    """`tps` and `ttft_ms` (model in memory) are measured here, null before that; other nulls: the runtime does not
+    tell."""
+
+    name: str
+    runtime: str
+    size_bytes: int | None
+    modified_at: Moment | None
+    digest: str | None
+    state: ModelState
+    last_used: Moment | None
+    resident_bytes: int | None
+    capabilities: list[Capability]
+    details: dict[str, Any]
+    tps: float | None
+    ttft_ms: float | None
+
+
+class VirtualModel(msgspec.Struct):
+    name: str
+    members: list[str]
+
+
+class PullEntry(msgspec.Struct):
+    """A download under way; `progress` is null while its size is not known."""
+
+    name: str
+    status: str
+    progress: float | None
+
+
+class Memory(msgspec.Struct):
+    ram_total_bytes: int
+    ram_budget_bytes: int
+    vram_budget_bytes: int
+    used_bytes: int
+
+
+class Models(msgspec.Struct):
+    models: list[ModelEntry]
+    virtual: list[VirtualModel]
+    pulls: list[PullEntry]
+    memory: Memory
+    tier: Tier
+
+
+class LoadAnswer(msgspec.Struct):
+    success: bool
+    model: str
+    load_time_ms: float
+    resident_bytes: int | None
+    evicted: list[str]
+
+
+class UnloadAnswer(msgspec.Struct):
+    success: bool
+    freed_bytes: int
+
+
+class GenerateAnswer(msgspec.Struct):
+    """Without `stream`: the session runs on. With it, the answer is a stream of `line`."""
+
+    session_id: str
+    stream_url: str
+    ws_url: str
+    models: list[str]
+    dropped_models: list[str]
+
+
+class StopAnswer(msgspec.Struct):
+    success: bool
+    state: SessionState
+    reason: EndReason | None
+    tokens_generated: int
+    duration_ms: float
+    stop_latency_ms: float | None
+
+
+class TtftFigures(msgspec.Struct):
+    """Time to first token: the last with the load in it, the last without, and percentiles of both."""
+
+    cold: float | None
+    warm: float | None
+    p50: float | None
+    p95: float | None
+
+
+class ModelFigures(msgspec.Struct):
+    tps_current: float | None
+    tps_average: float | None
+    ttft_ms: TtftFigures
+    eu_rate: float | None
+    active_sessions: int
+    sessions: int
+    total_tokens: int
+
+
+class ClientFigures(msgspec.Struct):
+    """What a dashboard said of itself with `ack_rendered`; `behind` counts frames composed since the one it painted."""
+
+    connection_id: str
+    frame: int
+    behind: int
+    fps: float | None
+    lag_ms: float | None
+
+
+class PoolFigures(msgspec.Struct):
+    """Since the start. `lost`: models that a runtime dropped by itself; `reloads`: loaded again although in memory."""
+
+    loads: int
+    evictions: int
+    lost: int
+    reloads: int
+    runner_options_dropped: int
+
+
+class Percentiles(msgspec.Struct):
+    p50: float | None
+    p95: float | None
+    p99: float | None
+
+
+class Drops(msgspec.Struct):
+    """What was merged, replaced or refused since the engine started."""
+
+    frames_merged: int
+    energy_replaced: int
+    client_frames_merged: int
+    clients_closed_slow: int
+    backlogs_cut: int
+    orphan_tokens: int
+    unmeasured_tokens: int
+    bad_messages: int
+
+
+class SystemFigures(msgspec.Struct):
+    """`edges` are the listeners' own counters, which may change or go at any time."""
+
+    fps_current: float
+    lateness_ms: Percentiles
+    frame_ms: Percentiles
+    frames: int
+    frames_missed: int
+    queues: list[FlowStats]
+    degrade: int
+    drops: Drops
+    rss_bytes: int | None
+    rss_peak_bytes: int
+    cpu_s: float
+    cpu_percent: float
+    edges: dict[str, dict[str, Any]] | msgspec.UnsetType = msgspec.UNSET
+
+
+class RunningSession(msgspec.Struct):
+    session_id: str
+    model: str
+    origin: Origin
+    state: SessionState
+    tokens: int
+    duration_ms: float
+
+
+class SessionFigures(msgspec.Struct):
+    active: int
+    running: list[RunningSession]
+    queued: int
+    total: int
+    ended: dict[EndReason, int]
+
+
+class Stats(msgspec.Struct):
+    models: dict[str, ModelFigures]
+    system: SystemFigures
+    clients: list[ClientFigures]
+    pool: PoolFigures
+    sessions: SessionFigures
+
+
+class Bootstrap(msgspec.Struct):
+    ws_url: str
+    token: str
+    version: str
+    schema_version: str
+    boot: str
+    tier: Tier
+    level: int
+    tick_hz: int
+    limits: dict[str, int]
+
+
+class ErrorBody(msgspec.Struct):
+    error: ErrorItem
+
+
+REQUESTS: Final[dict[str, tuple[type[msgspec.Struct], str]]] = {
+    "generate.request": (GenerateBody, "body of POST /generate"),
+    "stop.request": (StopBody, "body of POST /stop"),
+    "models.load.request": (LoadBody, "body of POST /models/load"),
+    "models.unload.request": (UnloadBody, "body of POST /models/unload"),
+}
+ANSWERS: Final[dict[str, tuple[type[msgspec.Struct], str]]] = {
+    "generate.response": (GenerateAnswer, "answer of POST /generate"),
+    "stop.response": (StopAnswer, "answer of POST /stop"),
+    "models.load.response": (LoadAnswer, "answer of POST /models/load"),
+    "models.unload.response": (UnloadAnswer, "answer of POST /models/unload"),
+    "models": (Models, "answer of GET /models"),
+    "health": (Health, "answer of GET /health"),
+    "stats": (Stats, "answer of GET /stats"),
+    "bootstrap": (Bootstrap, "answer of GET /api/bootstrap, for this engine's own page"),
+    "error": (ErrorBody, "answer of every refused or failed request"),
+}
+
+
+def body_schemas() -> dict[str, tuple[str, Json]]:
+    """Name to (a line about it, schema) of every request and answer."""
+    schemas = {name: (doc, asked(type_)) for name, (type_, doc) in REQUESTS.items()}
+    schemas["generate.request"][1]["oneOf"] = [  # the other one may be null
+        {"required": ["prompt"], "properties": {"prompt": {"type": "string"}, "messages": {"type": "null"}}},
+        {"required": ["messages"], "properties": {"messages": {"type": "array"}, "prompt": {"type": "null"}}},
+    ]
+    return schemas | {name: (doc, said(type_)) for name, (type_, doc) in ANSWERS.items()}
