@@ -1,25 +1,28 @@
-"""Which models there are, and which runtime has them. The exact name counts first, then
+"""Which models there are, which runtime has them, and what is in its memory. The exact name counts first, then
 `runtime/name`."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import attrs
 import trio
 
 from engine.domain.errors import EngineError, InvalidRequest, ModelNotFound
-from engine.domain.generation import Runtime
+from engine.domain.generation import Clock, Runtime
 from engine.domain.models import ModelInfo, Probe, is_model_name
+
+logger = logging.getLogger("wf.catalog")
 
 QUALIFIED: Final = frozenset({"embedded", "synthetic"})  # kinds whose models are always listed as `runtime/name`
 
 
 @attrs.frozen
 class ModelRef:
-    """A model somebody can ask for: its public name and where it is."""
+    """A model somebody can ask for: its public name (unique) and where it is."""
 
     name: str
     runtime: Runtime
@@ -30,44 +33,87 @@ class ModelRef:
         return self.runtime.kind == "synthetic"
 
 
+@attrs.frozen
+class Residency:
+    """What a runtime said is in its memory, by public names with bytes (null: it does not say). `asked_us` is when it
+    was asked: what happened later is not in it."""
+
+    runtime: str
+    asked_us: int
+    models: Mapping[str, int | None]
+
+
+@attrs.frozen
+class _Answer:
+    probe: Probe
+    asked_us: int
+    models: tuple[ModelInfo, ...] = ()
+    resident: Mapping[str, int | None] | None = None
+
+
 @attrs.define(eq=False)
 class Catalog:
-    """The last answers of all runtimes. A runtime that does not answer keeps nothing in the list and says why."""
+    """The last answers of all runtimes. A runtime that does not answer keeps nothing in the list and says why.
+
+    `seen` hears what is in a runtime's memory, each time one that can tell was asked."""
 
     runtimes: Mapping[str, Runtime]
+    clock: Clock
+    seen: Callable[[Residency], None] = lambda _: None
+    starting: Callable[[], bool] = lambda: False  # a runtime of ours is on its way up
     models: tuple[ModelRef, ...] = ()
     probes: dict[str, Probe] = attrs.field(factory=dict)
     asked: trio.Event = attrs.field(factory=trio.Event)  # set once every runtime has been asked
+    settled: trio.Event = attrs.field(factory=trio.Event)  # set once none of them is still being started
 
     async def refresh(self) -> None:
         """Ask every runtime, all at once; bounded by their own probe time-outs."""
-        found: dict[str, tuple[ModelInfo, ...]] = {}
+        answers: dict[str, _Answer] = {}
 
         async def ask(name: str, runtime: Runtime) -> None:
-            probe = await runtime.probe()
-            if probe.up:
-                try:
-                    found[name] = await runtime.list_models()
-                except EngineError as error:
-                    probe = Probe(up=False, reason=error.message, version=probe.version)
-            self.probes[name] = probe
+            answers[name] = await _ask(runtime, self.clock())
 
         async with trio.open_nursery() as nursery:
             for name, runtime in self.runtimes.items():
                 nursery.start_soon(ask, name, runtime)
-        self.models = tuple(
-            ModelRef(_public_name(runtime, info), runtime, info)
-            for name, runtime in self.runtimes.items()
-            for info in found.get(name, ())
-        )
+        self._log_changes(answers)
+        self.probes = {name: answers[name].probe for name in self.runtimes}
+        self.models = self._named(answers)
         self.asked.set()
+        if not self.starting():
+            self.settled.set()
+        for name, answer in answers.items():
+            if answer.resident is not None:
+                of_runtime = {model.info.name: model.name for model in self.models if model.runtime.name == name}
+                models = {of_runtime[m]: size_bytes for m, size_bytes in answer.resident.items() if m in of_runtime}
+                self.seen(Residency(name, answer.asked_us, models))
+
+    def _log_changes(self, answers: Mapping[str, _Answer]) -> None:
+        for name, answer in answers.items():
+            before, probe = self.probes.get(name), answer.probe
+            if probe.up and (before is None or not before.up):
+                logger.info("%s is here, with %d models", name, len(answer.models))
+            elif not probe.up and before is not None and before.up:
+                logger.warning("%s is gone: %s", name, probe.reason)
+
+    def _named(self, answers: Mapping[str, _Answer]) -> tuple[ModelRef, ...]:
+        """Each under its own name; where an earlier runtime has that one already, as `runtime/name`."""
+        found: dict[str, ModelRef] = {}
+        for name, runtime in self.runtimes.items():
+            for info in answers[name].models:
+                full = f"{runtime.name}/{info.name}"
+                public = full if runtime.kind in QUALIFIED or info.name in found else info.name
+                found.setdefault(public, ModelRef(public, runtime, info))
+        return tuple(found.values())
 
     async def resolve(self, name: str) -> ModelRef:
-        """The model called `name`, asking the runtimes again when it is not known yet. Raises as `find` does."""
+        """The model called `name`, asking the runtimes again when it is not known yet, and waiting for one that is
+        being started. Raises as `find` does."""
         await self.asked.wait()
         try:
             return self.find(name)
         except ModelNotFound:
+            await self.settled.wait()
             await self.refresh()
             return self.find(name)
 
@@ -91,5 +137,11 @@ class Catalog:
         raise ModelNotFound(f"there is no model {name}{hint}", model=name, available=names)
 
 
-def _public_name(runtime: Runtime, info: ModelInfo) -> str:
-    return f"{runtime.name}/{info.name}" if runtime.kind in QUALIFIED else info.name
+async def _ask(runtime: Runtime, asked_us: int) -> _Answer:
+    probe = await runtime.probe()
+    if not probe.up:
+        return _Answer(probe, asked_us)
+    try:
+        return _Answer(probe, asked_us, await runtime.list_models(), await runtime.resident())
+    except EngineError as error:
+        return _Answer(Probe(up=False, reason=error.message, version=probe.version), asked_us)

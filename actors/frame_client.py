@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -11,7 +12,16 @@ from engine.domain.errors import EngineError
 from engine.domain.events import Event
 from engine.domain.frames import Frame
 from engine.domain.generation import Clock
-from transport.wire.commands import Ping, Resync, Subscribe, Subscription, Unsubscribe, message_id, parse_command
+from transport.wire.commands import (
+    AckRendered,
+    Ping,
+    Resync,
+    Subscribe,
+    Subscription,
+    Unsubscribe,
+    message_id,
+    parse_command,
+)
 from transport.wire.frames import encode_frame, text_frame
 
 REPLIES_MAX: Final = 128  # unsent answers to commands; a client that only asks and never reads is closed
@@ -62,7 +72,9 @@ class FrameClient:
     services: ClientServices
     rate_hz: float
     subscription: Subscription = attrs.field(factory=Subscription)
+    id: str = attrs.field(factory=lambda: secrets.token_hex(8))
     gone: bool = False
+    rendered: AckRendered | None = None  # its own last report
     _due_us: int = 0
     _replies: list[bytes] = attrs.field(factory=list)
     _pending: dict[tuple[str, str | int], bytes] = attrs.field(factory=dict)
@@ -81,6 +93,9 @@ class FrameClient:
                     self.reply("system.pong", {"id": command.id})
                 case Resync():
                     self.reply("system.state_snapshot", {"id": command.id, **self.services.snapshot()})
+                case AckRendered():
+                    self.rendered = command
+                    self.reply("system.acknowledged", {"id": command.id, "frame": command.frame})
         except EngineError as error:
             self.services.counters.bad_messages += 1
             self.reply("system.error", {"id": message_id(message), **error.as_dict()})

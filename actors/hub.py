@@ -7,7 +7,6 @@ a lower rate) has its events kept: the newest `energy.update` per session wins, 
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -15,13 +14,14 @@ import attrs
 import trio
 
 from actors.frame_client import ClientServices, FrameClient, HubCounters, Sink
+from actors.frame_history import FrameHistory, Since
 from actors.kernel import Inlet
 from actors.session_log import Follower, SessionLog
 from engine.domain.events import HEARTBEAT, SESSION_END, Event, HeartbeatPayload
 from engine.domain.frames import Frame
 from engine.domain.generation import Clock
 from engine.domain.telemetry import Telemetry
-from transport.wire.commands import Subscription
+from transport.wire.commands import AckRendered, Subscription
 from transport.wire.frames import (
     SCHEMA_VERSIONS,
     encode_event,
@@ -36,6 +36,7 @@ from transport.wire.frames import (
 MAILBOX_FRAMES: Final = 2
 RETRY_S: Final = 1 / 60  # a lagging client is tried again after this, also when no frame comes
 BACKLOG_TOTAL_BYTES_MAX: Final = 64 * 1024 * 1024  # event lines of all sessions together
+REPORTS_MAX: Final = 64  # of clients that tell what they rendered
 SNAPSHOT_ENDED_MAX: Final = 8  # ended sessions in a snapshot; all active ones are in it
 HEARTBEAT_US: Final = 1_000_000
 
@@ -69,6 +70,10 @@ class FrameHub:
     clients: list[FrameClient] = attrs.field(factory=list)
     _logs: dict[str, SessionLog] = attrs.field(factory=dict)
     _heartbeat_us: int = 0
+    _history: FrameHistory = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._history = FrameHistory(self.facts.boot)
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Until the composer closed."""
@@ -86,8 +91,9 @@ class FrameHub:
                     if not client.gone:
                         client.flush()
 
-    def connect(self, sink: Sink) -> FrameClient:
-        """A new client; hello and snapshot are pushed at once."""
+    def connect(self, sink: Sink, since: Since | None = None) -> FrameClient:
+        """A new client; hello is pushed at once, and then what it missed `since`, or a snapshot where that is not known
+        any more. `resumed_after` in hello says which."""
         services = ClientServices(
             self.clock, self.facts.tick_hz, self.pending_bytes_max, self.counters, self.snapshot, self.system
         )
@@ -101,11 +107,23 @@ class FrameHub:
             "level": self.facts.level,
             "limits": self.facts.limits,
             "tick_hz": self.facts.tick_hz,
-            "connection_id": secrets.token_hex(8),
+            "connection_id": client.id,
+            "resumed_after": None,
         }
-        client.reply("system.hello", hello)
-        client.reply("system.state_snapshot", self.snapshot())
+        missed = self._history.after(since, self.pending_bytes_max // 2)
+        if since is None or missed is None:
+            client.reply("system.hello", hello)
+            client.reply("system.state_snapshot", self.snapshot())
+        else:
+            client.reply("system.hello", hello | {"resumed_after": since.frame})
+            for frame, events in missed:
+                client.deliver(frame, text_frame(encode_frame(frame, (data for _, data in events))), events)
         return client
+
+    def reporting(self) -> list[tuple[FrameClient, AckRendered]]:
+        """The clients that told what they rendered, with their last report; the newest connections."""
+        told = [(client, client.rendered) for client in self.clients if client.rendered is not None and not client.gone]
+        return told[-REPORTS_MAX:]
 
     def follow(self, session_id: str, *, energy: bool) -> Follower:
         """The events of one session from its start. The caller knows that the session exists; `unfollow` when done."""
@@ -135,6 +153,7 @@ class FrameHub:
         self._remember(frame, payloads)
         heartbeat = self._heartbeat(frame)
         plain = [(e, encode_event(e, p)) for e, p in zip(frame.events, payloads, strict=True)]
+        self._history.add(frame, plain)
         shared: dict[Subscription, tuple[bytes, list[tuple[Event, bytes]]]] = {}
         for client in self.clients:
             wanted = client.subscription

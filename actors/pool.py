@@ -1,22 +1,22 @@
 """ModelPool: who may use which model now. Decisions come from policies/admission, loads run in tasks of the pool's own.
 
 A load belongs to everybody who waits for the model: a caller who leaves never cancels it. A grant counts only if the
-caller was still there to take it.
+caller was still there to take it. What is in memory is what the runtimes say: a model that somebody else loaded is
+shown and used as it is, and one that its runtime let go of is forgotten.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import attrs
 import trio
 
-from actors.catalog import ModelRef
+from actors.catalog import ModelRef, Residency
 from actors.kernel import Inlet, Outlet, Reply
-from actors.lease import Grant, Lease, Tell, Ticket
+from actors.lease import RETRY_AFTER_S, Grant, Lease, Reconcile, Release, RunnerOptions, Unload
 from engine.domain.errors import (
     EngineError,
     InternalError,
@@ -26,11 +26,12 @@ from engine.domain.errors import (
     SessionConflict,
     UpstreamTimeout,
 )
+from engine.domain.events import ModelChanged, SessionSignal
 from engine.domain.generation import Clock
 from engine.domain.models import Loaded, ModelState
 from policies.admission import Admit, PoolCaps, Slot, Wait, admit
 
-RETRY_AFTER_S: Final = 1
+LET_GO: Final = "its runtime let go of it"
 
 logger = logging.getLogger("wf.pool")
 
@@ -45,21 +46,22 @@ class ModelStatus:
     last_used_us: int | None
 
 
-@attrs.frozen
-class Release:
-    model: str
+@attrs.define
+class PoolCounters:
+    """Since the start. `lost`: models that a runtime dropped by itself; `reloads`: loaded again for a request although
+    they were in memory."""
 
-
-@attrs.frozen
-class Unload:
-    model: ModelRef
-    reply: Reply[int]
+    loads: int = 0
+    evictions: int = 0
+    lost: int = 0
+    reloads: int = 0
 
 
 @attrs.frozen
 class _LoadDone:
     model: str
     loaded: Loaded | None
+    cold: bool | None
     error: EngineError | None
 
 
@@ -70,7 +72,7 @@ class _UnloadDone:
     error: EngineError | None
 
 
-Command = Lease | Release | Unload | _LoadDone | _UnloadDone
+Command = Lease | Release | Unload | Reconcile | _LoadDone | _UnloadDone
 
 
 @attrs.define(eq=False)
@@ -78,6 +80,8 @@ class _Entry:
     ref: ModelRef
     state: ModelState = ModelState.LOADING
     loaded: Loaded | None = None
+    cold: bool | None = None  # its load found it out of memory
+    options: RunnerOptions | None = None  # of the last request
     leases: int = 0
     last_used_us: int = 0
     used: bool = False
@@ -90,8 +94,9 @@ class _Entry:
 
 def mailbox_capacity(caps: PoolCaps, callers_max: int) -> int:
     """Room for every command that can be outstanding, so that a release in a `finally` never finds the box full: a
-    lease and a release per stream, a load or unload per caller, and the completions of the pool's own tasks."""
-    return 2 * (caps.streams_max + caps.queued_max) + callers_max + 2 * caps.loaded_models_max
+    lease and a release per stream, a load or unload per caller, one look at what the runtimes said, and the completions
+    of the pool's own tasks."""
+    return 2 * (caps.streams_max + caps.queued_max) + callers_max + 1 + 2 * caps.loaded_models_max
 
 
 @attrs.define(eq=False)
@@ -101,9 +106,14 @@ class ModelPool:
     caps: PoolCaps
     clock: Clock
     load_timeout_s: float
+    news: Outlet[SessionSignal]  # of models that move without a session; lossy: /models has the state
+    counters: PoolCounters = attrs.field(factory=PoolCounters)
     _entries: dict[str, _Entry] = attrs.field(factory=dict)
     _queue: list[Lease] = attrs.field(factory=list)
     _failures: dict[str, str] = attrs.field(factory=dict)
+    _said: dict[str, Residency] = attrs.field(factory=dict)  # by the runtimes, the newest of each
+    _reconciling: bool = False
+    _moved_us: dict[str, int] = attrs.field(factory=dict)  # by runtime: when we last moved a model of it
     _nursery: trio.Nursery | None = None
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
@@ -133,6 +143,9 @@ class ModelPool:
     def status(self, model: str) -> ModelStatus:
         entry = self._entries.get(model)
         if entry is None:
+            for said in self._said.values():
+                if model in said.models:  # somebody else loaded it
+                    return ModelStatus(ModelState.READY, said.models[model], 0, None)
             state = ModelState.FAILED if model in self._failures else ModelState.ABSENT
             return ModelStatus(state, 0, 0, None)
         resident = 0 if entry.loaded is None else entry.loaded.resident_bytes
@@ -140,7 +153,9 @@ class ModelPool:
 
     @property
     def resident_bytes(self) -> int:
-        return sum(e.loaded.resident_bytes or 0 for e in self._entries.values() if e.loaded is not None)
+        """Of the models whose runtime says their size, ours and those that others loaded."""
+        names = {*self._entries, *(name for said in self._said.values() for name in said.models)}
+        return sum(self.status(name).resident_bytes or 0 for name in names)
 
     @property
     def queued(self) -> int:
@@ -172,6 +187,8 @@ class ModelPool:
                 self._entries[model].last_used_us = self.clock()
             case Unload():
                 self._unload(command)
+            case Reconcile():
+                self._reconcile()
             case _LoadDone():
                 self._load_done(command)
             case _UnloadDone():
@@ -199,7 +216,7 @@ class ModelPool:
             lease.ticket.note(ModelState.QUEUED, position, decision.reason)
             return False
         if entry is not None and entry.loaded is not None:
-            self._grant(entry, lease, cold=False)
+            self._grant(entry, lease, after_load=False)
             return True
         if entry is None:
             if isinstance(decision, Wait):
@@ -223,23 +240,27 @@ class ModelPool:
             for name, entry in self._entries.items()
         ]
 
-    def _grant(self, entry: _Entry, lease: Lease, cold: bool) -> None:
+    def _grant(self, entry: _Entry, lease: Lease, *, after_load: bool) -> None:
         assert entry.loaded is not None
         grant = Grant(
             model=entry.ref.name,
-            cold=cold,
-            load_ms=entry.loaded.load_ms if cold else 0.0,
+            cold=entry.cold if after_load else False,
+            load_ms=entry.loaded.load_ms if after_load else 0.0,
             resident_bytes=entry.loaded.resident_bytes,
-            evicted=entry.evicted if cold else (),
+            evicted=entry.evicted if after_load else (),
+            options_before=entry.options,
         )
         entry.pinned |= lease.pin
         if lease.ticket.settle(grant) and lease.stream:
             entry.leases += 1
             entry.used = True
+            entry.options = lease.options
         entry.last_used_us = self.clock()
 
     def _start_load(self, model: ModelRef, decision: Admit) -> _Entry:
         for victim in decision.evict:
+            self.counters.evictions += 1
+            self._tell(victim, ModelState.EVICTED, f"to make room for {model.name}")
             self._start_unload(self._entries[victim])
         self._failures.pop(model.name, None)
         entry = self._entries[model.name] = _Entry(model, evicted=decision.evict)
@@ -252,6 +273,7 @@ class ModelPool:
     def _load_done(self, done: _LoadDone) -> None:
         entry = self._entries[done.model]
         waiting, entry.waiting = entry.waiting, []
+        self._moved_us[entry.ref.runtime.name] = self.clock()
         if done.loaded is None:
             error = done.error or ModelLoadFailed(f"{done.model} did not load")
             del self._entries[done.model]
@@ -259,9 +281,10 @@ class ModelPool:
             for lease in waiting:
                 lease.ticket.fail(error)
             return
-        entry.loaded, entry.state = done.loaded, ModelState.READY
+        entry.loaded, entry.state, entry.cold = done.loaded, ModelState.READY, done.cold
+        self.counters.loads += done.cold is not False
         for lease in waiting:
-            self._grant(entry, lease, cold=True)
+            self._grant(entry, lease, after_load=True)
 
     def _unload(self, command: Unload) -> None:
         entry = self._entries.get(command.model.name)
@@ -284,6 +307,13 @@ class ModelPool:
 
     def _unload_done(self, done: _UnloadDone) -> None:
         entry = self._entries.pop(done.model)
+        self._moved_us[entry.ref.runtime.name] = self.clock()
+        if done.error is None:
+            for said in self._said.values():  # it was there when the runtime was asked, and is not any more
+                if said.runtime == entry.ref.runtime.name and done.model in said.models:
+                    models = {name: size for name, size in said.models.items() if name != done.model}
+                    self._said[said.runtime] = attrs.evolve(said, models=models)
+                    break
         for reply in entry.unloads:
             reply.set(done.freed_bytes) if done.error is None else reply.fail(done.error)
         if done.error is not None and entry.loaded is not None:
@@ -293,9 +323,38 @@ class ModelPool:
             waiting.room_for.discard(done.model)
             if done.error is not None:  # no room was made; loading now would overcommit the machine
                 error = ModelLoadFailed(f"{done.model} could not be unloaded to make room for {waiting.ref.name}")
-                self._load_done(_LoadDone(waiting.ref.name, None, error))
+                self._load_done(_LoadDone(waiting.ref.name, None, None, error))
             elif not waiting.room_for:
                 self._spawn(self._load, waiting.ref)
+
+    # ── what the runtimes say ──
+
+    def note_residency(self, residency: Residency) -> bool:
+        """Keep it; True when a `Reconcile` has to be sent for it, False when one is on its way."""
+        if residency.asked_us <= self._moved_us.get(residency.runtime, -1):
+            return False  # we moved a model since: its memory has changed
+        self._said[residency.runtime] = residency
+        was, self._reconciling = self._reconciling, True
+        return not was
+
+    def _reconcile(self) -> None:
+        """Idle models that are not in memory any more are forgotten; sizes are what they are now."""
+        self._reconciling = False
+        for name, entry in list(self._entries.items()):
+            said = self._said.get(entry.ref.runtime.name)
+            if said is None or entry.state is not ModelState.READY or entry.loaded is None:
+                continue
+            if said.asked_us <= self._moved_us.get(said.runtime, -1):
+                continue
+            if name in said.models:
+                entry.loaded = attrs.evolve(entry.loaded, resident_bytes=said.models[name])
+            elif entry.leases == 0:
+                del self._entries[name]
+                self.counters.lost += 1
+                self._tell(name, ModelState.ABSENT, LET_GO)
+
+    def _tell(self, model: str, state: ModelState, reason: str) -> None:
+        self.news.offer(ModelChanged(None, model, state, reason=reason))
 
     # ── the pool's own tasks ──
 
@@ -305,9 +364,12 @@ class ModelPool:
 
     async def _load(self, model: ModelRef) -> None:
         loaded: Loaded | None = None
+        cold: bool | None = None
         error: EngineError | None = None
         try:
             with trio.fail_after(self.load_timeout_s):
+                resident = await model.runtime.resident()
+                cold = None if resident is None else model.info.name not in resident
                 loaded = await model.runtime.load(model.info.name)
         except trio.TooSlowError:
             error = ModelLoadTimeout(f"{model.name} was not loaded within {self.load_timeout_s:g} s")
@@ -316,7 +378,7 @@ class ModelPool:
         except Exception as caught:
             logger.error("loading %s failed: %s", model.name, type(caught).__name__, exc_info=caught)
             error = ModelLoadFailed(f"{model.name} could not be loaded")
-        await self.commands.put(_LoadDone(model.name, loaded, error))
+        await self.commands.put(_LoadDone(model.name, loaded, cold, error))
 
     async def _free(self, model: ModelRef) -> None:
         freed_bytes = 0
@@ -332,53 +394,3 @@ class ModelPool:
             logger.error("unloading %s failed: %s", model.name, type(caught).__name__, exc_info=caught)
             error = InternalError(f"{model.name} could not be unloaded")
         await self.commands.put(_UnloadDone(model.name, freed_bytes, error))
-
-
-@attrs.frozen
-class PoolHandle:
-    """How the rest of the engine speaks to the pool."""
-
-    pool: ModelPool
-    commands: Outlet[Command]
-
-    @contextlib.asynccontextmanager
-    async def lease(self, model: ModelRef, tell: Tell) -> AsyncIterator[Grant]:
-        """The model for one stream. Waits for its turn and its load; `tell` hears of each step. Raises Overloaded
-        when the
-        queue is full, and what the load raised. Cancelled while waiting: the place in the queue is given up."""
-        ticket = self._ticket(model, stream=True)
-        try:
-            yield await ticket.settled(tell)
-        finally:
-            self._leave(model, ticket)
-
-    async def load(self, model: ModelRef, tell: Tell, *, pin: bool = False) -> Grant:
-        """Bring a model into memory without using it; pinned, it stays until it is unloaded on purpose.
-
-        Cancelled here: the load goes on for whoever else wants it."""
-        ticket = self._ticket(model, stream=False, pin=pin)
-        try:
-            return await ticket.settled(tell)
-        finally:
-            ticket.abandoned = True
-
-    async def unload(self, model: ModelRef) -> int:
-        """Bytes freed. Raises SessionConflict while streams use the model."""
-        reply: Reply[int] = Reply()
-        self._send(Unload(model, reply))
-        return await reply.wait()
-
-    def _ticket(self, model: ModelRef, *, stream: bool, pin: bool = False) -> Ticket:
-        ticket = Ticket()
-        self._send(Lease(model, stream, ticket, pin))
-        return ticket
-
-    def _leave(self, model: ModelRef, ticket: Ticket) -> None:
-        if ticket.grant is None:
-            ticket.abandoned = True
-        elif not self.commands.offer(Release(model.name)):
-            raise AssertionError("the pool's mailbox is sized so that a release always fits")
-
-    def _send(self, command: Command) -> None:
-        if not self.commands.offer(command):
-            raise Overloaded("the model pool has too many requests", retry_after_s=RETRY_AFTER_S)

@@ -12,7 +12,7 @@ import trio
 
 from actors.catalog import ModelRef
 from actors.kernel import Outlet
-from actors.pool import PoolHandle
+from actors.lease import PoolHandle
 from actors.stream import ModelStream, Timeouts
 from engine.domain.energy import EnergyParams
 from engine.domain.errors import EngineError, InternalError, Overloaded, SessionNotFound, UpstreamTruncated
@@ -25,6 +25,7 @@ from engine.domain.generation import (
     Origin,
 )
 from engine.domain.models import ModelState
+from policies.reload import reload_reason
 
 RETRY_AFTER_S: Final = 1
 RETOLD_US: Final = 5_000_000  # ends this recent may still have been in the mailboxes of a stage that crashed
@@ -133,10 +134,17 @@ class Session:
         self._stream.request = request
 
     async def _generate(self) -> GenerationEnd:
-        async with self.pool.lease(self.asked.model, self._tell) as grant:
+        options = self.asked.request.runner_options
+        async with self.pool.lease(self.asked.model, self._tell, options) as grant:
             self._cold = grant.cold
             self.state = "streaming"
-            return await self._stream.run()
+            end = await self._stream.run()
+        reason = reload_reason(end.load_ms, grant.cold, grant.options_before, options)
+        if reason is not None:
+            self._cold = True
+            self.pool.pool.counters.reloads += 1
+            await self.signals.put(ModelChanged(self.id, self.asked.model.name, ModelState.READY, reason=reason))
+        return end
 
     async def _tell(self, state: ModelState, position: int | None, reason: str | None) -> None:
         self.state = "loading" if state is ModelState.LOADING else "queued"
@@ -195,6 +203,8 @@ class SessionTable:
     timeouts: Timeouts
     live_max: int
     record_ttl_s: float
+    pin_runner_options: bool = False  # requests come without their own
+    runner_options_dropped: int = 0  # requests that had some
     new_id: Callable[[], str] = lambda: secrets.token_hex(16)
     _sessions: dict[str, Session] = attrs.field(factory=dict)
     _nursery: trio.Nursery | None = None
@@ -222,6 +232,9 @@ class SessionTable:
                 limit=self.live_max,
                 retry_after_s=RETRY_AFTER_S,
             )
+        if self.pin_runner_options and asked.request.runner_options:
+            self.runner_options_dropped += 1
+            asked = attrs.evolve(asked, request=attrs.evolve(asked.request, runner_options={}))
         session = Session(self.new_id(), asked, self.pool, self.signals, self.clock, self.energy_params, self.timeouts)
         self._sessions[session.id] = session
         self._nursery.start_soon(session.run, name=f"session {session.id}")

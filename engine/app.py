@@ -12,9 +12,8 @@ import gc
 import ipaddress
 import logging
 import os
-import re
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -24,12 +23,13 @@ import trio
 
 from actors.clock import EngineClock
 from engine import __version__
-from engine.config import policies_of
+from engine.config import is_loopback, policies_of
 from engine.core import Core, client_limits
-from engine.domain.errors import AddressInUse, ConfigError
-from engine.domain.generation import Clock, Runtime
+from engine.domain.errors import AddressInUse
 from engine.domain.models import Tier
-from engine.settings import RUNTIME_URL, Settings
+from engine.runtimes import Runtimes, runtimes_for
+from engine.schemas import read_schemas
+from engine.settings import Settings
 from engine.state import EngineAddress, StateFolder, open_state, ram_total_bytes, write_address
 from policies.access import AccessRules, loopback_rules
 from policies.load import Policies
@@ -42,7 +42,6 @@ from web.handles import Engine, EngineFacts
 from web.page import read_assets
 
 CUT_S: Final = 1.0  # after drain_s: what is not over by then is cancelled
-OWN_HOSTS: Final = ("127.0.0.1", "localhost", "[::1]")
 GC_THRESHOLDS: Final = (10_000, 20, 50)  # full collections cost frames; what start-up made is frozen out of them
 
 logger = logging.getLogger("wf.app")
@@ -55,59 +54,8 @@ class Serving:
     address: EngineAddress
     tier: TierChoice
     level: int
-    runtimes: Mapping[str, Runtime]
+    runtimes: Runtimes
     notes: tuple[str, ...]
-
-
-def runtimes_for(settings: Settings, clock: Clock, environ: Mapping[str, str]) -> dict[str, Runtime]:
-    """The runtimes in the order they are asked. Raises ConfigError when `runtime` names one that is not there, or when
-    prompts would leave this machine without `allow_remote_runtimes`."""
-    found: dict[str, Runtime] = {}
-    if settings.synthetic is not None:
-        from transport.runtimes.synthetic import SyntheticRuntime
-
-        found["synthetic"] = SyntheticRuntime(clock, settings.synthetic)
-    if settings.ollama.enabled:
-        from transport.runtimes.ollama import OllamaRuntime
-
-        found["ollama"] = OllamaRuntime(clock, ollama_address(settings, environ))
-    if settings.openai.base_url is not None:
-        from transport.runtimes.openai import OpenAIRuntime
-
-        found["openai"] = OpenAIRuntime(clock, settings.openai.base_url)
-    if settings.embedded.enabled:
-        from transport.runtimes.embedded.runtime import EmbeddedRuntime  # numpy: not for `wf ps` and the like
-
-        found["embedded"] = EmbeddedRuntime(clock, settings.embedded.pace_tps)
-    for runtime in found.values():
-        if not runtime.local and not settings.allow_remote_runtimes:
-            raise ConfigError(
-                f"{runtime.name} at {runtime.url} is not on this machine, so prompts would leave it; "
-                "that needs allow_remote_runtimes: true"
-            )
-    if settings.runtime is not None:
-        if settings.runtime not in found:
-            names = ", ".join(found) or "none is switched on"
-            raise ConfigError(f"runtime: there is no runtime {settings.runtime} ({names})")
-        found = {settings.runtime: found[settings.runtime]}
-    return found
-
-
-def ollama_address(settings: Settings, environ: Mapping[str, str]) -> str:
-    """Where Ollama listens. An OLLAMA_HOST that names one of our own listeners is meant for clients of ours, so it is
-    passed over."""
-    from transport.runtimes.ollama import URL_DEFAULT, ollama_url
-
-    if settings.ollama.url is not None:
-        return settings.ollama.url
-    url = ollama_url(environ)
-    if re.fullmatch(RUNTIME_URL, url) is None:
-        raise ConfigError("OLLAMA_HOST is not a usable address; give host:port, or set ollama.url")
-    own = {f"{host}:{port}" for host in OWN_HOSTS for port in (settings.http.port, settings.ws.port)}
-    if url.partition("://")[2] in own:
-        logger.warning("OLLAMA_HOST names this engine itself; Ollama is looked for at %s", URL_DEFAULT)
-        return URL_DEFAULT
-    return url
 
 
 def tier_for(settings: Settings, policies: Policies) -> TierChoice:
@@ -146,8 +94,8 @@ async def running(
     """An engine with its edges. Leaving the block stops it in order; cancelling cuts it."""
     clock = EngineClock.start()
     tier = tier_for(settings, policies)
-    runtimes = runtimes_for(settings, clock, os.environ)
-    core = Core.build(runtimes, clock, settings, policies, tier)
+    runtimes = runtimes_for(settings, clock, os.environ, policies.tiers.limits(tier.tier))
+    core = Core.build(runtimes.by_name, clock, settings, policies, tier, runtimes.starting)
     http_listener = await _listen(settings.http.host, settings.http.port, "--port")
     try:
         ws_listener = await _listen(settings.ws_host, settings.ws.port, "--ws-port")
@@ -162,6 +110,7 @@ async def running(
         create_app(
             engine,
             assets,
+            await trio.to_thread.run_sync(read_schemas),
             body_bytes_max=settings.limits.body_bytes_max,
             body_timeout_s=settings.limits.body_timeout_s,
         ),
@@ -176,7 +125,7 @@ async def running(
     address = EngineAddress(
         os.getpid(), _url("http", settings.http.host, http_port), _url("ws", settings.ws_host, ws_port) + "/ws"
     )
-    async with trio.open_nursery() as nursery:
+    async with runtimes.attended(), trio.open_nursery() as nursery:
         await nursery.start(core.run)
         await nursery.start(endpoint.run)
         await nursery.start(http.run)
@@ -249,12 +198,15 @@ def handles(
         ram_total_bytes=ram_total_bytes(),
         ram_budget_bytes=limits.ram_budget_bytes,
         vram_budget_bytes=limits.vram_budget_bytes,
+        suggested_model=limits.suggested_model,
+        remote=not (is_loopback(settings.http.host) and is_loopback(settings.ws_host)),
     )
     return Engine(
         facts=facts,
         clock=core.clock,
         catalog=core.catalog,
         pool=core.pool,
+        pulls=core.pulls,
         sessions=core.sessions,
         hub=core.hub,
         telemetry=core.telemetry,

@@ -11,11 +11,13 @@ import trio
 
 from actors.catalog import Catalog
 from actors.clock import EngineClock
-from engine.app import runtimes_for, tier_for
+from engine.app import tier_for
 from engine.config import policies_of, settings_dict
 from engine.domain.errors import ConfigError, EngineError
+from engine.runtimes import runtimes_for
 from engine.settings import Settings
 from engine.state import read_engine, state_path
+from policies.tiers import TierLimits
 from transport.listen import open_listener
 
 
@@ -49,14 +51,17 @@ def run_checks(load: Callable[[], Settings], environ: Mapping[str, str]) -> dict
             problem = trio.run(_bind_problem, host, port)
             note(name, problem is None, problem or (f"{port} is free" if port else "any free one"))
     try:
-        trio.run(_probe, settings, environ, note)
+        trio.run(_probe, settings, environ, policies.tiers.limits(tier.tier), note)
     except ConfigError as error:
         note("runtimes", False, error.message)
     return {"ok": all(c["ok"] is not False for c in checks), "checks": checks, "settings": settings_dict(settings)}
 
 
-async def _probe(settings: Settings, environ: Mapping[str, str], note: Callable[[str, bool | None, str], None]) -> None:
-    catalog = Catalog(runtimes_for(settings, EngineClock.start(), environ))
+async def _probe(
+    settings: Settings, environ: Mapping[str, str], limits: TierLimits, note: Callable[[str, bool | None, str], None]
+) -> None:
+    clock = EngineClock.start()
+    catalog = Catalog(runtimes_for(settings, clock, environ, limits).by_name, clock)
     await catalog.refresh()
     for name, probe in catalog.probes.items():
         names = [model.name for model in catalog.models if model.runtime.name == name]

@@ -70,6 +70,12 @@ def build_parser() -> argparse.ArgumentParser:
         ("ps", _ps, "list models in memory and running sessions"),
     ):
         verb(name, do, help_).add_argument("--json", action="store_true", help="print JSON")
+    show = verb("show", _show, "tell everything about one model")
+    show.add_argument("model", metavar="MODEL")
+    show.add_argument("--json", action="store_true", help="print JSON")
+    pull = verb("pull", _pull, "download a model")
+    pull.add_argument("model", metavar="MODEL", help="for example llama3.2:1b, or org/name:Q4_K_M on Hugging Face")
+    pull.add_argument("--json", action="store_true", help="print the progress, one JSON object a line")
     load = verb("load", _load, "bring a model into memory")
     load.add_argument("model", metavar="MODEL")
     load.add_argument("--pin", action="store_true", help="keep it there until it is unloaded")
@@ -83,6 +89,9 @@ def build_parser() -> argparse.ArgumentParser:
     check = verb("check", _check, "validate configuration, ports and runtimes, and say what is missing")
     check.add_argument("--json", action="store_true", help="print JSON")
     mock.add_flags(verb("mock", mock.run_mock, "run a scripted fake Ollama with faults, for testing clients"))
+    schema = verb("schema", _schema, "print JSON Schemas of events, messages, API bodies, config and policies")
+    schema.add_argument("name", metavar="NAME", nargs="?", help="without it, all names are listed")
+    schema.add_argument("--json", action="store_true", help="print JSON (a schema always is)")
     version = verb("version", _version, "print the version")
     version.add_argument("--json", action="store_true", help="print JSON")
     return parser
@@ -117,6 +126,9 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
 
 def _engine_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--runtime", metavar="NAME", help="use only this runtime")
+    parser.add_argument(
+        "--gguf", metavar="FILE", help="offer this GGUF file (or org/name on Hugging Face), by llama.cpp"
+    )
     parser.add_argument(
         "--synthetic", type=int, metavar="SEED", help="add a made-up source, marked SYNTHETIC everywhere"
     )
@@ -187,6 +199,25 @@ def _ps(args: argparse.Namespace) -> int:
     return 0
 
 
+def _show(args: argparse.Namespace) -> int:
+    from engine import console
+    from engine.client import EngineClient
+
+    body = EngineClient.connect(_engine(), settings_of(args)).model(args.model)
+    console.show(body, args.json, console.model_lines)
+    return 0
+
+
+def _pull(args: argparse.Namespace) -> int:
+    from engine import console
+    from engine.client import EngineClient
+    from engine.progress import Progress, follow
+
+    lines = EngineClient.connect(_engine(), settings_of(args)).stream("/api/pull", {"model": args.model})
+    follow(lines, console.print_line if args.json else Progress(args.model).show)
+    return 0
+
+
 def _load(args: argparse.Namespace) -> int:
     from engine import console
     from engine.client import EngineClient
@@ -227,6 +258,19 @@ def _check(args: argparse.Namespace) -> int:
     report = run_checks(lambda: settings_of(args), os.environ)
     console.show(report, args.json, console.check_lines)
     return 0 if report["ok"] else EXIT_FAILED
+
+
+def _schema(args: argparse.Namespace) -> int:
+    from engine import console
+    from engine.schemas import read_schemas
+    from transport.wire.json_schema import find, listing, listing_lines
+
+    documents = read_schemas()
+    if args.name is None:
+        console.show(listing(documents), args.json, listing_lines)
+    else:
+        console.show(find(documents, args.name), True, listing_lines)
+    return 0
 
 
 def _version(args: argparse.Namespace) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import attrs
 import httpx
 import msgspec
 
-from engine.domain.errors import EngineError, RuntimeUnavailable, SessionNotFound, UpstreamProtocolError
+from engine.domain.errors import EngineError, ModelNotFound, RuntimeUnavailable, SessionNotFound, UpstreamProtocolError
 from engine.settings import Settings
 from engine.state import EngineAddress
 
@@ -68,6 +69,16 @@ class EngineClient:
                 if len(rest) > LINE_BYTES_MAX:
                     raise UpstreamProtocolError("the engine sent an endless line")
 
+    def model(self, name: str) -> dict[str, Any]:
+        """What `/models` says of one model; `:latest` may be left out. Raises ModelNotFound with the nearest name."""
+        models: list[dict[str, Any]] = self.get("/models")["models"]
+        for model in models:
+            if name in (model["name"], f"{model['runtime']}/{model['name']}") or model["name"] == f"{name}:latest":
+                return model
+        near = difflib.get_close_matches(name, [model["name"] for model in models], n=1, cutoff=0.5)
+        hint = f"; did you mean {near[0]}?" if near else "; `wf models` lists them"
+        raise ModelNotFound(f"there is no model {name}{hint}")
+
     def stop(self, name: str) -> dict[str, Any]:
         """Stop one session by its id or the beginning of it, or `all`. Raises SessionNotFound for no or several
         matches."""
@@ -92,5 +103,7 @@ def _body(response: httpx.Response) -> Any:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise UpstreamProtocolError(f"the engine answered {response.status_code} without JSON") from None
     if response.status_code >= 400:
-        raise RemoteError(response.status_code, str(body.get("error", {}).get("message", response.status_code)))
+        error = body.get("error", {}) if isinstance(body, dict) else {}
+        said = error.get("message", response.status_code) if isinstance(error, dict) else error  # Ollama's are a text
+        raise RemoteError(response.status_code, str(said))
     return body

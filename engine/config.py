@@ -36,6 +36,7 @@ FLAGS: Final[dict[str, tuple[str, ...]]] = {  # argparse destination -> the sett
     "level": ("level",),
     "runtime": ("runtime",),
     "synthetic": ("synthetic",),
+    "gguf": ("llama_cpp", "model"),
     "log_level": ("log", "level"),
     "log_format": ("log", "format"),
 }
@@ -165,7 +166,7 @@ def _contradictions(settings: Settings, merged: Document) -> Iterator[str]:
     """What no single value can be blamed for."""
     hosts = {("http", "host"): settings.http.host, ("ws", "host"): settings.ws_host}
     for path, host in hosts.items():
-        if _is_loopback(host) or (settings.allow_remote and settings.api_keys):
+        if is_loopback(host) or (settings.allow_remote and settings.api_keys):
             continue
         if path == ("ws", "host") and settings.ws.host is None:
             continue  # said once, of http.host
@@ -178,7 +179,7 @@ def _contradictions(settings: Settings, merged: Document) -> Iterator[str]:
         yield f"{where}: http.port and ws.port must differ, both are {settings.ws.port}"
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
     if host.lower() == "localhost":
         return True
     try:

@@ -48,9 +48,9 @@ def announce(serving: Serving) -> None:
         f"  dashboard  {address.http}/",
         f"  frames     {address.ws}",
     )
-    if "embedded" in serving.runtimes:
+    if "embedded" in serving.runtimes.by_name:
         say("", DEMONSTRATION)
-    if "synthetic" in serving.runtimes:
+    if "synthetic" in serving.runtimes.by_name:
         say("", "SYNTHETIC source is on: the models synthetic/… make up their tokens and their timing.")
     for note in serving.notes:
         say("", f"Note: {note}")
@@ -140,6 +140,25 @@ def ps_table(body: dict[str, Any]) -> list[str]:
     return [*lines, "", *table(("SESSION", "MODEL", "STATE", "TOKENS", "FOR"), sessions)]
 
 
+def model_lines(model: dict[str, Any]) -> list[str]:
+    """Everything `/models` says of one; what is not known stays away."""
+    facts = {
+        "runtime": model["runtime"],
+        "state": model["state"],
+        "on disk": None if model["size_bytes"] is None else size(model["size_bytes"]),
+        "in memory": size(model["resident_bytes"]) if model["state"] == "ready" else None,
+        "modified": model["modified_at"],
+        "digest": model["digest"],
+        "can do": ", ".join(model["capabilities"]),
+        "pace": _figure("{:.1f} tok/s", model["tps"]),
+        "first token": _figure("{:.0f} ms", model["ttft_ms"]),
+        "last used": model["last_used"],
+        **{name.replace("_", " "): _plain(value) for name, value in model["details"].items()},
+    }
+    width = max(len(name) for name in facts)
+    return [model["name"], *(f"  {name.ljust(width)}  {value}" for name, value in facts.items() if value)]
+
+
 def loaded_lines(body: dict[str, Any]) -> list[str]:
     took = f"loaded in {body['load_time_ms']:.0f} ms" if body["load_time_ms"] else "was in memory already"
     return [f"{body['model']} {took}: {size(body['resident_bytes'])}", *(f"evicted {name}" for name in body["evicted"])]
@@ -178,6 +197,10 @@ def size(count_bytes: int | None) -> str:
     while value >= 1000 and len(units) > 1:
         value, units = value / 1000, units[1:]
     return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"
+
+
+def _plain(value: Any) -> str:
+    return ", ".join(str(item) for item in value) if isinstance(value, list) else str(value)
 
 
 def _figure(form: str, value: float | None) -> str:

@@ -19,8 +19,10 @@ from actors.catalog import Catalog
 from actors.composer import FrameComposer, FrameCounter
 from actors.hub import FrameHub, HelloFacts
 from actors.kernel import Actor, FlowStats, Inlet, Outlet, mailbox
+from actors.lease import PoolHandle
 from actors.mapper import EnergyMapper, MapperCounters
-from actors.pool import Command, ModelPool, PoolHandle, mailbox_capacity
+from actors.pool import Command, ModelPool, mailbox_capacity
+from actors.pulls import ModelPulls
 from actors.session import SessionTable
 from actors.stream import Timeouts
 from actors.supervise import supervise
@@ -39,6 +41,7 @@ from policies.tiers import TierChoice
 
 STAGE_RESTARTS: Final = RestartPolicy()
 CATALOG_REFRESH_S: Final = 5.0
+STARTING_REFRESH_S: Final = 0.25  # while a runtime of ours is on its way up
 CLIENT_LIMITS: Final = ("streams_max", "queued_max", "body_bytes_max")
 
 
@@ -56,6 +59,7 @@ class Core:
     tick_hz: int
     catalog: Catalog
     pool: PoolHandle
+    pulls: ModelPulls
     sessions: SessionTable
     hub: FrameHub
     telemetry: Telemetry
@@ -77,8 +81,10 @@ class Core:
         settings: Settings,
         policies: Policies,
         tier: TierChoice,
+        starting: Callable[[], bool] = lambda: False,
     ) -> Core:
-        """Nothing runs yet. Inside a trio run, since `clock` follows its time."""
+        """Nothing runs yet. Inside a trio run, since `clock` follows its time. `starting`: is a runtime of ours on its
+        way up?"""
         limits = policies.tiers.limits(tier.tier)
         signals, signals_in = mailbox[SessionSignal]("signals", mapper.MAILBOX_BATCHES)
         samples = mailbox[MappedSignal]("samples", composer.MAILBOX_BATCHES)
@@ -90,7 +96,8 @@ class Core:
             limits.max_loaded_models,
         )
         callers_max = settings.limits.connections_max + settings.limits.connections_reserve
-        pool = _pool(caps, callers_max, clock, settings.timeouts.load_s)
+        pool = _pool(caps, callers_max, clock, settings.timeouts.load_s, signals.fork())
+        catalog = Catalog(runtimes, clock, pool.see, starting)
         telemetry, boot = Telemetry(), secrets.token_hex(4)
         facts = HelloFacts(
             version=__version__,
@@ -107,8 +114,9 @@ class Core:
             boot=boot,
             facts=facts,
             tick_hz=limits.tick_hz,
-            catalog=Catalog(runtimes),
+            catalog=catalog,
             pool=pool,
+            pulls=ModelPulls(catalog, signals.fork(), settings.pull),
             sessions=SessionTable(
                 pool,
                 signals,
@@ -117,6 +125,7 @@ class Core:
                 Timeouts(timeouts.first_token_s, timeouts.progress_s, timeouts.load_s),
                 live_max=caps.streams_max + caps.queued_max,
                 record_ttl_s=settings.session.record_ttl_s,
+                pin_runner_options=settings.pool.pin_runner_options,
             ),
             hub=FrameHub(
                 frames_in,
@@ -146,13 +155,14 @@ class Core:
             async with trio.open_nursery() as sources:
                 await sources.start(self._stage, "pool", lambda: self.pool.pool, NEVER, None)
                 await sources.start(self._stage, "sessions", lambda: self.sessions, NEVER, None)
+                await sources.start(self._stage, "pulls", lambda: self.pulls, NEVER, None)
                 sources.start_soon(self._keep_catalog)
                 task_status.started()
                 with self._scope:
                     await trio.sleep_forever()
                 await self.sessions.close()
                 sources.cancel_scope.cancel(reason="sessions closed")
-            for outlet in (self.signals, *self._outlets):
+            for outlet in (self.signals, self.pool.pool.news, self.pulls.signals, *self._outlets):
                 outlet.close()
         self.drained.set()
 
@@ -198,7 +208,7 @@ class Core:
     async def _keep_catalog(self) -> None:
         while True:
             await self.catalog.refresh()
-            await trio.sleep(CATALOG_REFRESH_S)
+            await trio.sleep(CATALOG_REFRESH_S if self.catalog.settled.is_set() else STARTING_REFRESH_S)
 
 
 def client_limits(settings: Settings) -> dict[str, Any]:
@@ -212,6 +222,8 @@ def client_limits(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _pool(caps: PoolCaps, callers_max: int, clock: Clock, load_timeout_s: float) -> PoolHandle:
+def _pool(
+    caps: PoolCaps, callers_max: int, clock: Clock, load_timeout_s: float, news: Outlet[SessionSignal]
+) -> PoolHandle:
     commands, inlet = mailbox[Command]("pool", mailbox_capacity(caps, callers_max))
-    return PoolHandle(ModelPool(inlet, commands, caps, clock, load_timeout_s), commands)
+    return PoolHandle(ModelPool(inlet, commands, caps, clock, load_timeout_s, news), commands)

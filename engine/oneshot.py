@@ -67,18 +67,20 @@ async def _in_process(shot: OneShot, settings: Settings, show: Show) -> str:
 
     from actors.clock import EngineClock
     from actors.session import SessionRequest
-    from engine.app import runtimes_for, tier_for
+    from engine.app import tier_for
     from engine.config import policies_of
     from engine.core import Core
     from engine.domain.generation import Origin
+    from engine.runtimes import runtimes_for
     from web.schemas import GenerateBody, decode, generation_request
 
     body = decode(msgspec.json.encode(shot.body()), GenerateBody)
     clock, policies = EngineClock.start(), await trio.to_thread.run_sync(policies_of, settings)
-    runtimes = runtimes_for(settings, clock, os.environ)
-    core = Core.build(runtimes, clock, settings, policies, tier_for(settings, policies))
+    tier = tier_for(settings, policies)
+    runtimes = runtimes_for(settings, clock, os.environ, policies.tiers.limits(tier.tier))
+    core = Core.build(runtimes.by_name, clock, settings, policies, tier, runtimes.starting)
     reason = None
-    async with trio.open_nursery() as nursery:
+    async with runtimes.attended(), trio.open_nursery() as nursery:
         await nursery.start(core.run)
         model = await core.catalog.resolve(body.model)
         session = core.sessions.start(SessionRequest(model, generation_request(body, model.info.name), Origin.API))

@@ -109,12 +109,19 @@ class EmbeddedSettings:
 
 @attrs.frozen
 class OllamaSettings:
-    enabled: bool = row(True, doc="use the Ollama of this machine when it runs")
+    enabled: bool = row(True, doc="use the Ollama of this machine")
+    spawn: bool = row(True, doc="start it (`ollama serve`) when it is installed and nothing answers")
     url: str | None = row(
         None,
         doc="where it listens; null is OLLAMA_HOST, else http://127.0.0.1:11434",
         pattern=RUNTIME_URL,
         expectation="a URL like http://127.0.0.1:11434",
+    )
+    keep_alive: str | None = row(
+        None,
+        doc="how long it keeps an idle model: 30m, 2h, -1 for ever; null is its own setting",
+        pattern=r"-1|0|[0-9]{1,6}(?:s|m|h)",
+        expectation="a time like 30m, or -1",
     )
 
 
@@ -125,6 +132,30 @@ class OpenAISettings:
         doc="a server that speaks OpenAI's API, such as llama.cpp, vLLM or LM Studio: http://127.0.0.1:8080",
         pattern=RUNTIME_URL,
         expectation="a URL like http://127.0.0.1:8080",
+    )
+
+
+@attrs.frozen
+class LlamaCppSettings:
+    enabled: bool = row(True, doc="offer downloaded GGUF files too, where llama.cpp is installed")
+    model: str | None = row(
+        None,
+        doc="a GGUF file, or a Hugging Face repository (org/name or org/name:Q4_K_M; `wf pull` downloads it)",
+        pattern=r"[\w ./@:+~,()-]{1,1024}",
+        expectation="a path or org/name[:quantisation]",
+    )
+    context_length: int = row(4096, doc="context of an answer", unit="tokens", minimum=128, maximum=1_048_576)
+    requests_at_once: int = row(
+        2, doc="requests answered at once; each has a context of its own", unit="requests", minimum=1, maximum=32
+    )
+    threads: int = row(0, doc="threads it computes with; 0 is its own choice", unit="threads", minimum=0, maximum=512)
+
+
+@attrs.frozen
+class PoolSettings:
+    pin_runner_options: bool = row(
+        False,
+        doc="drop the runner options (num_ctx and the like) of requests, so that none makes Ollama load a model again",
     )
 
 
@@ -179,10 +210,15 @@ class Settings:
     )
     ollama: OllamaSettings = section(OllamaSettings, doc="Ollama")
     openai: OpenAISettings = section(OpenAISettings, doc="any OpenAI-compatible server")
+    llama_cpp: LlamaCppSettings = section(LlamaCppSettings, doc="a GGUF file of yours, run by llama.cpp")
     embedded: EmbeddedSettings = section(EmbeddedSettings, doc="built-in demonstration models")
     synthetic: int | None = row(
         None, doc="seed of a made-up source marked SYNTHETIC, for tests and demos", minimum=0, maximum=2**63 - 1
     )
+    pull: Literal["explicit", "auto", "never"] = row(
+        "explicit", doc="download models: explicit (when told to), auto (also when one is missing) or never"
+    )
+    pool: PoolSettings = section(PoolSettings, doc="models in memory")
     allow_remote_runtimes: bool = row(False, doc="let a runtime be on another machine: prompts then leave this one")
     allow_remote: bool = row(False, doc="let other machines connect; needs api_keys too")
     api_keys: tuple[Secret, ...] = row(

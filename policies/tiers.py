@@ -15,6 +15,7 @@ from policies.schema import row, section
 DETECTABLE: Final = (Tier.HIGH, Tier.MID, Tier.LOW)  # best first; hybrid is only ever chosen by the user
 LEVELS: Final = range(1, 6)
 _BYTES_MAX: Final = 2**50
+_MODEL: Final = r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,159}(?::[A-Za-z0-9_][A-Za-z0-9._-]{0,79})?"
 _NAME: Final = r"[A-Za-z0-9_ -]{1,40}"
 
 
@@ -36,6 +37,12 @@ class TierLimits:
     allow_resonance: bool = row(doc="resonance events")
     context_length_max: int = row(doc="context", unit="tokens", minimum=1, maximum=10_000_000)
     queue_depth_max: int = row(doc="prompts waiting for one model", unit="prompts", minimum=1, maximum=4096)
+    requests_per_model: int = row(
+        doc="requests a spawned Ollama answers at once per model", unit="requests", minimum=1, maximum=64
+    )
+    suggested_model: str = row(
+        doc="model to download where there is none", pattern=_MODEL, expectation="a model's name like llama3.2:3b"
+    )
 
 
 @attrs.frozen

@@ -14,6 +14,7 @@ from __future__ import annotations
 import secrets
 from http import HTTPStatus
 from typing import Final, Protocol
+from urllib.parse import parse_qs
 
 import attrs
 import h11
@@ -22,6 +23,7 @@ import trio
 from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_stream
 
 from actors.frame_client import Sink
+from actors.frame_history import Since, parse_since
 from engine.domain.errors import EngineError, InvalidRequest, NotFound, Overloaded
 from policies.access import AccessRules, RequestHead, check
 from transport.listen import Acceptor, DeadlineStream, ListenCounters, ListenLimits
@@ -56,8 +58,8 @@ class FrameClient(Protocol):
 class FrameSource(Protocol):
     """Where frames come from: the hub."""
 
-    def connect(self, sink: Sink) -> FrameClient:
-        """A new client. Pushes hello and snapshot at once."""
+    def connect(self, sink: Sink, since: Since | None) -> FrameClient:
+        """A new client. Pushes hello at once, and what it missed `since`, else a snapshot."""
 
 
 @attrs.frozen
@@ -103,6 +105,7 @@ class _Session:
     """One open connection; the hub's `Sink`."""
 
     stream: PushStream
+    since: Since | None
     limits: FrameLimits
     counters: FrameCounters
     ending: trio.Event = attrs.field(factory=trio.Event)
@@ -170,6 +173,7 @@ class FrameEndpoint:
             try:
                 received, head = await _read_head(stream, self.limits.head_bytes_max)
                 refusal = self._judge(head, overflow)
+                since = None if refusal else _since(head.target)
             except InvalidRequest as malformed:
                 refusal = malformed
         if opening.cancelled_caught:
@@ -179,7 +183,7 @@ class FrameEndpoint:
             await stream.send_all(_rejection(refusal))
             await stream.finish(self.limits.close_wait_s)
         else:
-            await self._serve(stream, received, deadline)
+            await self._serve(stream, received, since, deadline)
 
     def _judge(self, head: RequestHead, overflow: bool) -> EngineError | None:
         refusal = check(self.rules, head)
@@ -191,9 +195,9 @@ class FrameEndpoint:
             return InvalidRequest("the headers of an upgrade must be ASCII")  # the library decodes them as such
         return Overloaded("all connections are taken", retry_after_s=RETRY_AFTER_S) if overflow else None
 
-    async def _serve(self, stream: DeadlineStream, received: bytes, deadline: float) -> None:
+    async def _serve(self, stream: DeadlineStream, received: bytes, since: Since | None, deadline: float) -> None:
         push = PushStream(stream, received)
-        session = _Session(push, self.limits, self.counters)
+        session = _Session(push, since, self.limits, self.counters)
         try:
             async with trio.open_nursery() as nursery:
                 ws = await self._handshake(nursery, push, deadline)
@@ -235,7 +239,7 @@ class FrameEndpoint:
         self.counters.active += 1
         self._sessions.add(session)
         try:
-            client = self.source.connect(session)
+            client = self.source.connect(session, session.since)
             if self._acceptor.draining.is_set():  # since the handshake began
                 session.close(GOING_AWAY, "shutting down")
             try:
@@ -298,6 +302,17 @@ class FrameEndpoint:
         await self._acceptor.draining.wait()
         for session in self._sessions:
             session.close(GOING_AWAY, "shutting down")
+
+
+def _since(target: bytes) -> Since | None:
+    """`?since=<boot>.<frame>` of a request target, None without. Raises InvalidRequest."""
+    asked = parse_qs(target.partition(b"?")[2].decode("ascii", "replace"), keep_blank_values=True).get("since")
+    if asked is None:
+        return None
+    since = parse_since(asked[-1])
+    if since is None:
+        raise InvalidRequest("since: give <boot>.<frame>, the boot of hello and the number of a frame")
+    return since
 
 
 async def _read_head(stream: DeadlineStream, bytes_max: int) -> tuple[bytes, RequestHead]:

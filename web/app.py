@@ -25,7 +25,8 @@ from engine.domain.errors import (
     UnsupportedMediaType,
 )
 from transport.wire.frames import SCHEMA_VERSION
-from web import generate, models, page, stats
+from transport.wire.json_schema import Documents
+from web import generate, models, page, pull, schema_docs, stats
 from web.handles import Engine, left
 
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
@@ -34,7 +35,12 @@ logger = logging.getLogger("wf.web")
 
 
 def create_app(
-    engine: Engine, assets: Mapping[str, page.Asset], *, body_bytes_max: int, body_timeout_s: float
+    engine: Engine,
+    assets: Mapping[str, page.Asset],
+    schemas: Documents,
+    *,
+    body_bytes_max: int,
+    body_timeout_s: float,
 ) -> QuartTrio:
     """The app over a running engine. It owns nothing: stopping it stops nobody's session but those of its callers."""
     app = QuartTrio("wf", static_folder=None)
@@ -44,9 +50,15 @@ def create_app(
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
     app.url_map.merge_slashes = False  # else `//` answers with a redirect page
     app.asgi_http_class = RequestConnection
-    for routes in (generate.blueprint(engine), models.blueprint(engine), stats.blueprint(engine)):
+    for routes in (
+        generate.blueprint(engine),
+        models.blueprint(engine),
+        pull.blueprint(engine),
+        stats.blueprint(engine),
+    ):
         app.register_blueprint(routes)
     app.register_blueprint(page.blueprint(engine, assets))
+    app.register_blueprint(schema_docs.blueprint(schemas))
 
     @app.before_request
     async def name_request() -> None:

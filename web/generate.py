@@ -11,7 +11,7 @@ from quart import Blueprint, Response, request
 
 from actors.session import Session, SessionRequest
 from actors.session_log import Line
-from engine.domain.errors import Overloaded
+from engine.domain.errors import InvalidRequest, Overloaded
 from engine.domain.generation import EndReason, Origin
 from transport.wire.frames import sse
 from web.handles import Engine, on_leave
@@ -28,8 +28,11 @@ def blueprint(engine: Engine) -> Blueprint:
     @routes.post("/generate")
     async def generate() -> Response | tuple[dict[str, Any], int]:
         body = decode(await request.get_data(as_text=False), GenerateBody)
-        model = await engine.catalog.resolve(body.model)
-        asked = SessionRequest(model, generation_request(body, model.info.name), _origin(), body.mode)
+        model = await engine.pulls.resolve(body.model, explicit=False)
+        generation = generation_request(body, model.info.name)
+        if generation.runner_options and model.runtime.kind != "ollama":
+            raise InvalidRequest(f"runner_options: they are Ollama's, and {model.name} runs in {model.runtime.name}")
+        asked = SessionRequest(model, generation, _origin(), body.mode)
         session = engine.sessions.start(asked)
         if body.stream:
             on_leave(request.scope, partial(session.stop, EndReason.ABORTED))

@@ -11,8 +11,9 @@ from actors.catalog import Catalog
 from actors.composer import FrameCounter
 from actors.hub import FrameHub
 from actors.kernel import FlowStats, Outlet
+from actors.lease import PoolHandle
 from actors.mapper import MapperCounters
-from actors.pool import PoolHandle
+from actors.pulls import ModelPulls
 from actors.session import SessionTable
 from engine.domain.events import SessionSignal
 from engine.domain.generation import Clock
@@ -48,6 +49,8 @@ class EngineFacts:
     ram_total_bytes: int
     ram_budget_bytes: int
     vram_budget_bytes: int
+    suggested_model: str  # one that fits the tier
+    remote: bool  # other machines may connect
 
 
 @attrs.frozen
@@ -58,6 +61,7 @@ class Engine:
     clock: Clock
     catalog: Catalog
     pool: PoolHandle
+    pulls: ModelPulls
     sessions: SessionTable
     hub: FrameHub
     telemetry: Telemetry

@@ -27,6 +27,10 @@ def blueprint(engine: Engine) -> Blueprint:
         return {
             "models": [model_entry(engine, model) for model in engine.catalog.models],
             "virtual": [],
+            "pulls": [
+                {"name": name, "status": progress.status, "progress": progress.share}
+                for name, progress in engine.pulls.under_way().items()
+            ],
             "memory": {
                 "ram_total_bytes": facts.ram_total_bytes,
                 "ram_budget_bytes": facts.ram_budget_bytes,
@@ -39,7 +43,7 @@ def blueprint(engine: Engine) -> Blueprint:
     @routes.post("/models/load")
     async def load() -> dict[str, Any]:
         body = decode(await request.get_data(as_text=False), LoadBody)
-        model = await engine.catalog.resolve(body.name)
+        model = await engine.pulls.resolve(body.name, explicit=True)
         grant = await engine.pool.load(model, _tell(engine, model), pin=body.pin)
         if body.warm_up:
             await _warm_up(engine, model)

@@ -10,6 +10,7 @@ from engine.domain.errors import InvalidRequest
 from engine.domain.generation import GenerationRequest, Message, Parameters
 from transport.wire.commands import misfit
 
+OPTION_MAX: Final = 16_777_216
 MAX_TOKENS_MAX: Final = 1_048_576
 SEED_MAX: Final = 2**53 - 1  # what JSON carries exactly
 
@@ -33,6 +34,17 @@ class MessageBody(msgspec.Struct, forbid_unknown_fields=True):
     content: str
 
 
+class RunnerOptionsBody(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """How Ollama runs the model. A change of any makes it load the model again."""
+
+    num_ctx: Annotated[int, msgspec.Meta(ge=1, le=OPTION_MAX)] | None = None
+    num_batch: Annotated[int, msgspec.Meta(ge=1, le=OPTION_MAX)] | None = None
+    num_gpu: Annotated[int, msgspec.Meta(ge=-1, le=OPTION_MAX)] | None = None
+    main_gpu: Annotated[int, msgspec.Meta(ge=0, le=1024)] | None = None
+    use_mmap: bool | None = None
+    num_thread: Annotated[int, msgspec.Meta(ge=0, le=4096)] | None = None
+
+
 class GenerateBody(msgspec.Struct, forbid_unknown_fields=True):
     """Exactly one of `prompt` and `messages`."""
 
@@ -41,6 +53,7 @@ class GenerateBody(msgspec.Struct, forbid_unknown_fields=True):
     prompt: str | None = None
     messages: Annotated[list[MessageBody], msgspec.Meta(min_length=1, max_length=1024)] | None = None
     parameters: ParametersBody = msgspec.field(default_factory=ParametersBody)
+    runner_options: RunnerOptionsBody = msgspec.field(default_factory=RunnerOptionsBody)
     on_excess: Literal["truncate", "refuse"] = "truncate"  # of `models`; one model is never too many
     stream: bool = False
 
@@ -53,6 +66,14 @@ class LoadBody(msgspec.Struct, forbid_unknown_fields=True):
 
 class UnloadBody(msgspec.Struct, forbid_unknown_fields=True):
     name: Name
+
+
+class PullBody(msgspec.Struct):
+    """As Ollama's; fields we do not know are passed over. `name` is the older word for `model`."""
+
+    model: Name | None = None
+    name: Name | None = None
+    stream: bool = True
 
 
 class StopBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -71,6 +92,7 @@ def generation_request(body: GenerateBody, model: str) -> GenerationRequest:
         parameters=Parameters(
             asked.temperature, asked.top_p, asked.top_k, asked.max_tokens, asked.seed, tuple(asked.stop)
         ),
+        runner_options=msgspec.to_builtins(body.runner_options),
     )
 
 

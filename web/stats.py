@@ -10,7 +10,9 @@ import attrs
 from quart import Blueprint
 
 from actors.session import SessionReport, SessionRequest
+from engine.domain.generation import Puller, Runtime
 from engine.domain.telemetry import percentile
+from policies.advice import RuntimeView, advise
 from web.handles import Engine
 
 KIB = 1024
@@ -28,6 +30,18 @@ def blueprint(engine: Engine) -> Blueprint:
         return {
             "models": {name: _model(figures) for name, figures in engine.telemetry.models.items()},
             "system": _system(engine),
+            "clients": [
+                {
+                    "connection_id": client.id,
+                    "frame": rendered.frame,
+                    "behind": engine.frame_counter.last - rendered.frame,
+                    "fps": rendered.fps,
+                    "lag_ms": rendered.lag_ms,
+                }
+                for client, rendered in engine.hub.reporting()
+            ],
+            "pool": attrs.asdict(engine.pool.pool.counters)
+            | {"runner_options_dropped": engine.sessions.runner_options_dropped},
             "sessions": {
                 "active": engine.sessions.live,
                 "running": [_running(session.report(), session.asked) for session in engine.sessions.running()],
@@ -52,8 +66,17 @@ def health_body(engine: Engine) -> dict[str, Any]:
         }
         for name, runtime in engine.catalog.runtimes.items()
     ]
+    advice = advise(
+        [_view(engine, runtime) for runtime in engine.catalog.runtimes.values()],
+        engine.catalog.starting(),
+        engine.facts.suggested_model,
+    )
     return {
         "status": "ok" if any(r["up"] for r in runtimes) else "degraded",
+        "state": advice.state,
+        "next": advice.next_step,
+        "suggested_model": engine.facts.suggested_model,
+        "remote": engine.facts.remote,
         "version": engine.facts.version,
         "uptime_s": engine.clock() / 1e6,
         "runtimes": runtimes,
@@ -63,6 +86,14 @@ def health_body(engine: Engine) -> dict[str, Any]:
         "policy_hash": engine.facts.policy_hash,
         "sessions_active": engine.sessions.live,
     }
+
+
+def _view(engine: Engine, runtime: Runtime) -> RuntimeView:
+    probe = engine.catalog.probes.get(runtime.name)
+    models = sum(model.runtime is runtime for model in engine.catalog.models)
+    return RuntimeView(
+        runtime.name, runtime.kind, None if probe is None else probe.up, models, isinstance(runtime, Puller)
+    )
 
 
 def _running(report: SessionReport, asked: SessionRequest) -> dict[str, Any]:

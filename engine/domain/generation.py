@@ -7,15 +7,25 @@ natural logarithms and ≤ 0. Text is what the runtime reported, never changed.
 from __future__ import annotations
 
 import enum
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 import attrs
 
 from engine.domain.models import Loaded, ModelInfo, Probe
+from engine.domain.pull import PullProgress
 
 TOP_K: Final = 10  # entries asked of a runtime per token; the certainty formula uses these, whatever the client asked
+
+RUNNER_OPTIONS: Final = (  # of Ollama: a change of one makes it load the model again
+    "num_ctx",
+    "num_batch",
+    "num_gpu",
+    "main_gpu",
+    "use_mmap",
+    "num_thread",
+)
 
 Clock = Callable[[], int]  # microseconds on the engine clock; may be called from any thread
 
@@ -78,6 +88,7 @@ class GenerationRequest:
     messages: tuple[Message, ...] = ()
     parameters: Parameters = attrs.field(factory=Parameters)
     top_logprobs: int = TOP_K
+    runner_options: Mapping[str, int | bool] = attrs.field(factory=dict)  # `num_ctx` and the like; see RUNNER_OPTIONS
 
 
 @attrs.frozen
@@ -106,6 +117,7 @@ class GenerationEnd:
     prompt_tokens: int | None = None
     eval_count: int | None = None
     prompt_tokens_dropped: int = 0
+    load_ms: float | None = None  # what the runtime says it spent on getting the model ready for this request
 
 
 @attrs.frozen
@@ -176,6 +188,10 @@ class Runtime(Protocol):
     async def list_models(self) -> tuple[ModelInfo, ...]:
         """The models it could run now."""
 
+    async def resident(self) -> Mapping[str, int | None] | None:
+        """The models in its memory now, by its own names, with their bytes (null: it does not say). None: it cannot
+        tell what is in its memory. Quick, and touches no model."""
+
     async def load(self, model: str) -> Loaded:
         """Bring `model` into memory. Loading a loaded model is quick and harmless."""
 
@@ -187,3 +203,18 @@ class Runtime(Protocol):
 
         Leaving the context (also by cancellation) stops the runtime before it returns.
         """
+
+
+@runtime_checkable
+class Puller(Protocol):
+    """A runtime that can download models."""
+
+    @property
+    def name(self) -> str:
+        """As of the runtime."""
+
+    def can_pull(self, model: str) -> bool:
+        """Whether `model` could be a model it knows where to get. Asks nobody."""
+
+    def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
+        """Download `model`, to be used under `aclosing`: leaving stops the download. Raises as Runtime does."""

@@ -125,7 +125,7 @@ class Telemetry:
             figures.ttft_ms.append(closed.ttft_ms)
             if closed.cold:
                 figures.ttft_cold_ms = closed.ttft_ms
-            else:
+            elif closed.cold is False:  # null: nobody can tell
                 figures.ttft_warm_ms = closed.ttft_ms
             if closed.tokens >= 2:
                 figures.eu_micro += earned

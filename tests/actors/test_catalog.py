@@ -15,7 +15,7 @@ def runtime(name, *models, kind="scripted"):
 
 
 async def listed(*runtimes):
-    catalog = Catalog({r.name: r for r in runtimes})
+    catalog = Catalog({r.name: r for r in runtimes}, lambda: 0)
     await catalog.refresh()
     return catalog
 
@@ -68,7 +68,7 @@ async def test_a_runtime_that_fails_to_list_counts_as_away():
 
 async def test_resolve_waits_for_the_first_answer_and_asks_again_for_a_new_model(autojump_clock):
     changing = runtime("one", "a")
-    catalog = Catalog({"one": changing})
+    catalog = Catalog({"one": changing}, lambda: 0)
     async with trio.open_nursery() as nursery:
 
         async def later():

@@ -8,11 +8,13 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from actors.catalog import Catalog
+from actors.catalog import Catalog, Residency
 from actors.clock import EngineClock
 from actors.kernel import mailbox
-from actors.pool import Command, ModelPool, PoolHandle, mailbox_capacity
+from actors.lease import PoolHandle
+from actors.pool import Command, ModelPool, mailbox_capacity
 from engine.domain.errors import ModelLoadFailed, ModelLoadTimeout, Overloaded, RuntimeUnavailable, SessionConflict
+from engine.domain.events import SessionSignal
 from engine.domain.models import ModelState
 from policies.admission import PoolCaps
 from tests.fakes.runtime import ScriptedRuntime
@@ -24,21 +26,35 @@ async def pool(
 ):
     clock = EngineClock.start()
     runtime = make(clock, load_s=load_s, load_error=load_error, models=("a", "b", "c", "d"))
-    catalog = Catalog({"scripted": runtime})
+    catalog = Catalog({"scripted": runtime}, clock)
     await catalog.refresh()
     caps = PoolCaps(streams, queued, parallel, loaded)
     commands, inlet = mailbox[Command]("pool", mailbox_capacity(caps, 16))
-    handle = PoolHandle(ModelPool(inlet, commands, caps, clock, load_timeout_s), commands)
+    news, news_in = mailbox[SessionSignal]("news", 64)
+    handle = PoolHandle(ModelPool(inlet, commands, caps, clock, load_timeout_s, news), commands)
+    catalog.seen = handle.see
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: handle.pool.run(task_status=task_status))
-        yield Fixture(handle, catalog, runtime)
+        yield Fixture(handle, catalog, runtime, news_in)
         nursery.cancel_scope.cancel()
 
 
 class Fixture:
-    def __init__(self, handle, catalog, runtime):
+    def __init__(self, handle, catalog, runtime, told):
         self.handle, self.catalog, self.runtime = handle, catalog, runtime
         self.news = []
+        self._told = told
+
+    async def told(self):
+        """What the pool itself told of models, so far."""
+        with self._told.open() as channel:
+            await wait_all_tasks_blocked()
+            count = channel.statistics().current_buffer_used
+            return [
+                (change.model, change.state, change.reason)
+                for _ in range(count)
+                if (change := channel.receive_nowait())
+            ]
 
     async def tell(self, state, position, reason):
         self.news.append((state, position, reason))
@@ -236,3 +252,71 @@ async def test_whoever_waits_when_the_pool_stops_is_told(autojump_clock):
         await wait_all_tasks_blocked()
         p.handle.pool._nursery.cancel_scope.cancel()
     assert told == [1]
+
+
+async def test_a_model_that_its_runtime_dropped_is_forgotten_and_told(autojump_clock):
+    async with pool(load_s=1.0) as p:
+        await p.use("a")
+        await trio.sleep(1)
+        p.runtime.in_memory.clear()  # its keep-alive ran out
+        await p.catalog.refresh()
+        assert await p.told() == [("a", ModelState.ABSENT, "its runtime let go of it")]
+        assert (p.state("a"), p.handle.pool.counters.lost) == (ModelState.ABSENT, 1)
+        assert (await p.use("a")).cold is True
+
+
+async def test_a_model_in_use_is_kept_whatever_its_runtime_says(autojump_clock):
+    async with pool() as p, trio.open_nursery() as nursery:
+        nursery.start_soon(p.use, "a", 5.0)
+        await trio.sleep(1)
+        p.runtime.in_memory.clear()
+        await p.catalog.refresh()
+        await wait_all_tasks_blocked()
+        assert (p.state("a"), p.handle.pool.streams) == (ModelState.READY, 1)
+
+
+async def test_a_model_that_somebody_else_loaded_is_shown_and_is_warm(autojump_clock):
+    async with pool(load_s=1.0) as p:
+        p.runtime.in_memory.add("b")
+        await p.catalog.refresh()
+        await wait_all_tasks_blocked()
+        status = p.handle.pool.status("b")
+        assert (status.state, status.resident_bytes, p.handle.pool.resident_bytes) == (ModelState.READY, 1000, 1000)
+        assert (await p.use("b")).cold is False
+        assert p.handle.pool.counters.loads == 0
+
+
+async def test_what_a_runtime_said_before_we_moved_a_model_does_not_count(autojump_clock):
+    """Asked while the load was on its way: the answer knows nothing of it."""
+    async with pool(load_s=1.0) as p:
+        early = Residency("scripted", p.catalog.clock(), {})
+        await trio.sleep(1)
+        await p.use("a")
+        p.handle.see(early)
+        await wait_all_tasks_blocked()
+        assert p.state("a") is ModelState.READY
+
+
+async def test_an_unloaded_model_is_not_shown_from_an_older_answer(autojump_clock):
+    async with pool() as p:
+        await p.use("a")
+        await trio.sleep(1)
+        await p.catalog.refresh()
+        await wait_all_tasks_blocked()
+        await p.handle.unload(p.catalog.find("a"))
+        assert (p.state("a"), p.handle.pool.resident_bytes) == (ModelState.ABSENT, 0)
+
+
+async def test_nobody_knows_whether_a_silent_runtime_had_to_load(autojump_clock):
+    async with pool() as p:
+        p.runtime.silent = True
+        assert (await p.use("a")).cold is None
+        assert (await p.use("a")).cold is False
+
+
+async def test_an_eviction_is_told_with_its_cause(autojump_clock):
+    async with pool(loaded=1) as p:
+        await p.use("a")
+        await p.use("b")
+        assert await p.told() == [("a", ModelState.EVICTED, "to make room for b")]
+        assert p.handle.pool.counters.evictions == 1

@@ -15,6 +15,7 @@ from quart_trio import QuartTrio
 from actors.clock import EngineClock
 from engine.app import handles
 from engine.config import policies_of
+from engine.schemas import read_schemas
 from engine.settings import Settings
 from tests.fakes.runtime import ScriptedRuntime
 from tests.fakes.slice import MID, Slice, running_slice
@@ -182,6 +183,7 @@ async def running_api(
         app = create_app(
             engine,
             ASSETS,
+            read_schemas(),
             body_bytes_max=settings.limits.body_bytes_max,
             body_timeout_s=settings.limits.body_timeout_s,
         )

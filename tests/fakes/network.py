@@ -13,6 +13,7 @@ from trio.testing import lockstep_stream_pair, memory_stream_pair
 from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from actors.frame_client import Sink
+from actors.frame_history import Since
 
 Stream = trio.abc.HalfCloseableStream
 
@@ -209,6 +210,7 @@ class RecordedClient:
     """One connection as the recording source saw it."""
 
     sink: Sink
+    since: Since | None = None
     received: list[bytes] = attrs.field(factory=list)
     detached: int = 0
     on_message: Callable[[bytes], None] | None = None
@@ -229,10 +231,10 @@ class RecordingSource:
     clients: list[RecordedClient] = attrs.field(factory=list)
     on_connect: Callable[[], None] | None = None
 
-    def connect(self, sink: Sink) -> RecordedClient:
+    def connect(self, sink: Sink, since: Since | None = None) -> RecordedClient:
         if self.on_connect is not None:
             self.on_connect()
-        client = RecordedClient(sink)
+        client = RecordedClient(sink, since)
         self.clients.append(client)
         assert sink.push(text_frame("hello"))
         return client

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import attrs
 import trio
 import trio.lowlevel
 
-from engine.domain.errors import EngineError
+from engine.domain.errors import EngineError, ModelNotFound
 from engine.domain.generation import (
     Chunk,
     Clock,
@@ -20,6 +20,7 @@ from engine.domain.generation import (
     TopEntry,
 )
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe
+from engine.domain.pull import PullProgress
 
 
 @attrs.frozen
@@ -73,7 +74,9 @@ class ScriptedRuntime:
     closed: int = 0
     loads: list[str] = attrs.field(factory=list)
     unloads: list[str] = attrs.field(factory=list)
-    resident: set[str] = attrs.field(factory=set)
+    in_memory: set[str] = attrs.field(factory=set)
+    load_ms: float | None = None  # what its terminal record says
+    silent: bool = False  # does not tell what is in its memory
     requests: list[GenerationRequest] = attrs.field(factory=list)
 
     async def probe(self) -> Probe:
@@ -82,19 +85,23 @@ class ScriptedRuntime:
     async def list_models(self) -> tuple[ModelInfo, ...]:
         return tuple(ModelInfo(m, self.name, 1000, capabilities=(Capability.COMPLETION,)) for m in self.models)
 
+    async def resident(self) -> dict[str, int | None] | None:
+        await trio.lowlevel.checkpoint()
+        return None if self.silent else dict.fromkeys(self.in_memory, 1000)
+
     async def load(self, model: str) -> Loaded:
         self.loads.append(model)
         await trio.sleep(self.load_s)
         if self.load_error is not None:
             raise self.load_error
-        self.resident.add(model)
+        self.in_memory.add(model)
         return Loaded(resident_bytes=1000, load_ms=self.load_s * 1000)
 
     async def unload(self, model: str) -> int:
         self.unloads.append(model)
         await trio.lowlevel.checkpoint()
-        freed_bytes = 1000 if model in self.resident else 0
-        self.resident.discard(model)
+        freed_bytes = 1000 if model in self.in_memory else 0
+        self.in_memory.discard(model)
         return freed_bytes
 
     @asynccontextmanager
@@ -121,7 +128,8 @@ class ScriptedRuntime:
                     raise step.error
                 case End():
                     await trio.sleep(step.after_s)
-                    yield Chunk("", self.clock(), end=GenerationEnd(step.reason, prompt_tokens=3, eval_count=spoken))
+                    end = GenerationEnd(step.reason, prompt_tokens=3, eval_count=spoken, load_ms=self.load_ms)
+                    yield Chunk("", self.clock(), end=end)
                 case Cut():
                     return
 
@@ -130,3 +138,32 @@ def _logprobs(step: Say) -> tuple[TokenLogprob, ...]:
     if step.logprob is None:
         return ()
     return (TokenLogprob(step.text, step.logprob, (TopEntry(step.text, step.logprob), TopEntry("other", -2.0))),)
+
+
+@attrs.define(eq=False)
+class PullingRuntime(ScriptedRuntime):
+    """Has a registry: `pull` takes `pull_s` in ten steps, and then the model is listed. A name with `missing` in it is
+    not there."""
+
+    pull_s: float = 10.0
+    pulls: list[str] = attrs.field(factory=list)
+    pulls_left: int = 0
+
+    def can_pull(self, model: str) -> bool:
+        return not model.startswith("elsewhere")
+
+    async def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
+        self.pulls.append(model)
+        finished = False
+        try:
+            yield PullProgress("pulling manifest")
+            if "missing" in model:
+                raise ModelNotFound(f"nobody has {model}")
+            for step in range(1, 11):
+                await trio.sleep(self.pull_s / 10)
+                yield PullProgress("pulling layers", step * 100, 1000)
+            self.models = (*self.models, f"{model}:latest")
+            finished = True
+            yield PullProgress("success", 1000, 1000)
+        finally:
+            self.pulls_left += not finished

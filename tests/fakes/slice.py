@@ -12,6 +12,7 @@ import trio
 
 from actors.catalog import ModelRef
 from actors.clock import EngineClock
+from actors.frame_history import Since
 from actors.session import Session, SessionRequest
 from engine.config import policies_of
 from engine.core import Core
@@ -79,9 +80,9 @@ class Slice:
         request = GenerationRequest(model, prompt="hello", parameters=Parameters(**parameters))
         return self.core.sessions.start(SessionRequest(self.model(model), request, Origin.API))
 
-    def client(self) -> RecordingSink:
+    def client(self, since: Since | None = None) -> RecordingSink:
         sink = RecordingSink()
-        self.core.hub.connect(sink)
+        self.core.hub.connect(sink, since)
         return sink
 
 

@@ -32,6 +32,8 @@ TABLE = {
     "allow_resonance": (False, True, True, True),
     "context_length_max": (2048, 4096, 8192, 8192),
     "queue_depth_max": (3, 6, 12, 12),
+    "requests_per_model": (1, 2, 4, 4),
+    "suggested_model": ("llama3.2:1b", "llama3.2:3b", "llama3.1:8b", "llama3.1:8b"),
 }  # fmt: skip
 
 

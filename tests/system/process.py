@@ -39,6 +39,7 @@ def environment(folder: Path, **extra: str) -> dict[str, str]:
     home.mkdir(exist_ok=True)
     path = os.environ.get("PATH", os.defpath)
     own = {"HOME": str(home), "WF_DATA_DIR": str(folder / "state"), "WF_OLLAMA__ENABLED": "false"}
+    own["WF_LLAMA_CPP__ENABLED"] = "false"
     return {"PATH": path, "LANG": "C.UTF-8"} | own | extra
 
 

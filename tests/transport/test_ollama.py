@@ -20,10 +20,9 @@ from engine.domain.errors import (
     UpstreamTimeout,
     UpstreamTruncated,
 )
-from engine.domain.generation import Chunk, EndReason, GenerationEnd, GenerationRequest, Message, Runtime, TokenKind
+from engine.domain.generation import EndReason, GenerationEnd, GenerationRequest, Message, TokenKind
 from engine.domain.models import Capability
 from tests.fakes.ollama import (
-    Break,
     Reply,
     ScriptedOllama,
     Send,
@@ -36,10 +35,9 @@ from tests.fakes.ollama import (
     virtual_clock,
     whole,
 )
-from transport.runtimes.ollama import HEAD_S, HEAR_OUT_S, LOAD_S, OllamaRuntime, gives_logprobs, ollama_url
+from tests.fakes.streams import ASKED, PROMPT, chunks_of, failure_of
+from transport.runtimes.ollama import LOAD_S, OllamaRuntime, gives_logprobs, ollama_url
 
-PROMPT = "my darkest secret"
-ASKED = GenerationRequest("m", prompt=PROMPT)
 GENERATE = "/api/generate"
 
 
@@ -49,23 +47,6 @@ def runtime_of(server: ScriptedOllama) -> OllamaRuntime:
 
 def serving(*replies: Reply | Exception, path: str = GENERATE, **others: Reply) -> ScriptedOllama:
     return ScriptedOllama({path: list(replies)} | {f"/api/{name}": [reply] for name, reply in others.items()})
-
-
-async def chunks_of(runtime: Runtime, request: GenerationRequest = ASKED) -> list[Chunk]:
-    async with runtime.generate(request) as chunks:
-        return [chunk async for chunk in chunks]
-
-
-async def failure_of(runtime: Runtime, request: GenerationRequest = ASKED) -> EngineError:
-    with pytest.raises(EngineError) as caught:
-        await chunks_of(runtime, request)
-    chain: list[str] = []
-    error: BaseException | None = caught.value
-    while error is not None:
-        chain.append(f"{error} {getattr(error, 'details', '')}")
-        error = error.__cause__
-    assert PROMPT not in " ".join(chain)
-    return caught.value
 
 
 # ── streams ──
@@ -89,42 +70,10 @@ async def test_a_recorded_stream_byte_by_byte(autojump_clock: trio.testing.MockC
     server = serving(Reply([Send(body[at : at + 1]) for at in range(len(body))]))
     chunks = await chunks_of(runtime_of(server))
     assert [chunk.text for chunk in chunks] == [" streams", " tokens", " .", ""]
-    assert chunks[-1].end == GenerationEnd(EndReason.LENGTH, 3, 3)
+    assert chunks[-1].end == GenerationEnd(EndReason.LENGTH, 3, 3, load_ms=1.496992)
     assert server.bodies(GENERATE) == [
         {"model": "m", "prompt": PROMPT, "stream": True, "logprobs": True, "top_logprobs": 10, "truncate": False}
     ]
-
-
-@pytest.mark.parametrize("leave_at_end", [True, False])
-@pytest.mark.parametrize("after_s", [None, 0.01])
-async def test_what_follows_the_end_is_counted(
-    autojump_clock: trio.testing.MockClock, leave_at_end: bool, after_s: float | None
-):
-    late = record("late") + done()
-    steps = (
-        [Send(record("a") + done() + late)] if after_s is None else [Send(record("a") + done()), Send(late, after_s)]
-    )
-    runtime = runtime_of(serving(Reply(steps)))
-    seen = []
-    async with runtime.generate(ASKED) as chunks:
-        async for chunk in chunks:
-            seen.append(chunk.text)
-            if leave_at_end and chunk.end is not None:
-                break
-    assert seen == ["a", ""]
-    assert runtime.counters.late_records == 2
-
-
-async def test_a_server_that_never_ends_its_body_is_left(autojump_clock: trio.testing.MockClock):
-    flood = [Send(b"x" * 50_000 + b"\n") for _ in range(9)]
-    for late, waited_s, counted in (([Silence()], HEAR_OUT_S, 0), (flood, 0, 2)):
-        reply = Reply([Send(done()), *late])
-        runtime = runtime_of(serving(reply))
-        begin_s = trio.current_time()
-        await chunks_of(runtime)
-        assert trio.current_time() - begin_s == pytest.approx(waited_s)
-        assert runtime.counters.late_records == counted
-        assert reply.body.closed
 
 
 async def test_chat_with_thinking_and_tools(autojump_clock: trio.testing.MockClock):
@@ -143,48 +92,12 @@ async def test_a_stream_that_just_stops_has_no_end(autojump_clock: trio.testing.
     assert runtime.counters.cut_streams == 1
 
 
-async def test_a_connection_that_breaks_is_truncated_after_the_text_before_it(autojump_clock: trio.testing.MockClock):
-    reply = Reply([Send(record("a")), Break(after_s=0.1)])
-    seen = []
-    with pytest.raises(UpstreamTruncated, match="broke the connection"):
-        async with runtime_of(serving(reply)).generate(ASKED) as chunks:
-            async for chunk in chunks:
-                seen.append(chunk.text)
-    assert seen == ["a"]
-    assert reply.body.closed
-
-
 async def test_errors_in_the_middle(autojump_clock: trio.testing.MockClock):
     for line in (b'{"error":"runner crashed"}\n', b"garbage\n", b"x" * 1_048_577):
         reply = Reply([Send(record("a")), Send(line)])
         error = await failure_of(runtime_of(serving(reply)))
         assert isinstance(error, UpstreamProtocolError)
         assert reply.body.closed
-
-
-async def test_being_cancelled_closes_the_stream(autojump_clock: trio.testing.MockClock):
-    reply = Reply([Send(record("a"), 0.1), Silence()])
-    seen = []
-    with trio.move_on_after(1) as scope:
-        async with runtime_of(serving(reply)).generate(ASKED) as chunks:
-            async for chunk in chunks:
-                seen.append(chunk.text)
-    assert (scope.cancelled_caught, seen, reply.body.closed) == (True, ["a"], True)
-    assert trio.current_time() == pytest.approx(1)
-
-
-async def test_leaving_early_closes_the_stream(autojump_clock: trio.testing.MockClock):
-    reply = spoken([record("a"), record("b"), done()])
-    async with runtime_of(serving(reply)).generate(ASKED) as chunks:
-        await anext(chunks)
-    assert reply.body.closed
-    with pytest.raises(StopAsyncIteration):
-        await anext(chunks)
-
-
-async def test_no_head_is_a_timeout(autojump_clock: trio.testing.MockClock):
-    error = await failure_of(runtime_of(serving(Reply(after_s=HEAD_S + 1))))
-    assert isinstance(error, UpstreamTimeout)
 
 
 # ── refusals and second tries ──
@@ -374,18 +287,22 @@ async def test_loads_that_fail(autojump_clock: trio.testing.MockClock):
 async def test_pull_tells_its_progress(autojump_clock: trio.testing.MockClock):
     lines = [
         {"status": "pulling manifest"},
-        {"status": "pulling 1a", "total": 9, "completed": 4},
+        {"status": "pulling 1a", "digest": "sha256:1a", "total": 9},
+        {"status": "pulling 1a", "digest": "sha256:1a", "total": 9, "completed": 4},
+        {"status": "pulling 2b", "digest": "sha256:2b", "total": 5, "completed": 5},
         {"status": "success"},
     ]
     server = serving(spoken([json.dumps(line).encode() + b"\n" for line in lines]), path="/api/pull")
     progress = [step async for step in runtime_of(server).pull("m")]
-    assert [(step.status, step.completed, step.total) for step in progress] == [
-        ("pulling manifest", 0, None),
+    assert [(step.status, step.completed_bytes, step.total_bytes) for step in progress] == [
+        ("pulling manifest", None, None),
+        ("pulling 1a", 0, 9),
         ("pulling 1a", 4, 9),
-        ("success", 0, None),
+        ("pulling 2b", 9, 14),
+        ("success", 9, 14),
     ]
     failing = serving(spoken([b'{"error":"pull model manifest: file does not exist"}\n']), path="/api/pull")
-    with pytest.raises(UpstreamProtocolError, match="file does not exist"):
+    with pytest.raises(ModelNotFound, match="file does not exist"):
         await anext(runtime_of(failing).pull("m"))
     cut = runtime_of(serving(spoken([b'{"status":"pulling manifest"}\n']), path="/api/pull"))
     with pytest.raises(UpstreamTruncated, match="broke off pulling m"):

@@ -38,6 +38,34 @@ async def test_without_a_runtime_the_engine_is_degraded_and_says_why(autojump_cl
         assert (body["runtimes"][0]["up"], body["runtimes"][0]["reason"]) == (False, "switched off")
 
 
+async def test_health_says_what_to_do_next(autojump_clock):
+    def ollama(clock):
+        return ScriptedRuntime(clock, kind="ollama", models=())
+
+    async with running_api(ollama) as api:
+        body = (await api.get("/health")).json
+        assert (body["state"], body["suggested_model"], body["remote"]) == ("no_models", "llama3.2:3b", False)
+        assert body["next"] == "scripted answers but has no model; load one there"
+        api.slice.runtime.up = False
+        await trio.sleep(6)
+        body = (await api.get("/health")).json
+        assert body["state"] == "no_runtime"
+        assert "https://ollama.com/download" in body["next"]
+        api.slice.runtime.up, api.slice.runtime.models = True, ("a",)
+        await trio.sleep(6)
+        body = (await api.get("/health")).json
+        assert (body["state"], body["next"]) == ("ready", None)
+
+
+async def test_what_pages_told_of_their_painting_is_shown(autojump_clock):
+    async with running_api() as api:
+        api.slice.client()
+        api.slice.core.hub.clients[0].receive(b'{"type":"ack_rendered","frame":0,"fps":60,"lag_ms":3.5}')
+        (client,) = (await api.get("/stats")).json["clients"]
+        assert (client["frame"], client["fps"], client["lag_ms"]) == (0, 60, 3.5)
+        assert client["behind"] == api.engine.frame_counter.last
+
+
 async def test_stats_of_an_engine_that_did_nothing_are_zero_and_null(autojump_clock):
     async with running_api() as api:
         body = (await api.get("/stats")).json

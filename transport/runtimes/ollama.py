@@ -36,6 +36,7 @@ from engine.domain.errors import (
 )
 from engine.domain.generation import Chunk, Clock, GenerationRequest
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe, is_model_name
+from engine.domain.pull import PullProgress
 from transport.runtimes.upstream import Answer, Transport, Upstream, UpstreamResponse
 from transport.wire import ollama as wire
 from transport.wire.lines import LineSplitter
@@ -95,6 +96,7 @@ class OllamaRuntime:
     keep_alive: str | int | None = None
     random_unit: Callable[[], float] = random.random
     transport: Transport | None = None
+    hint: Callable[[], str] = lambda: "start it with `ollama serve`"  # what to do while it does not answer
     counters: OllamaCounters = attrs.field(factory=OllamaCounters, init=False)
     _upstream: Upstream = attrs.field(init=False)
     _version: str | None = attrs.field(default=None, init=False)
@@ -115,7 +117,7 @@ class OllamaRuntime:
         try:
             answer = await self._upstream.ask("GET", "/api/version", timeout_s=PROBE_S)
         except RuntimeFault as error:
-            hint = "start it with `ollama serve`" if isinstance(error, RuntimeUnavailable) else "is that Ollama?"
+            hint = self.hint() if isinstance(error, RuntimeUnavailable) else "is that Ollama?"
             return Probe(up=False, reason=f"{error.message}; {hint}")
         if answer.status == 403:
             reason = (
@@ -144,6 +146,11 @@ class OllamaRuntime:
         self.counters.unnameable_models = len(here) - len(named)
         infos = (self._info(model) for model in named)
         return tuple(sorted(infos, key=lambda info: not info.capabilities))
+
+    async def resident(self) -> Mapping[str, int | None]:
+        """What is loaded, whoever loaded it; bytes are main and GPU memory together."""
+        answer = await self._ask("GET", "/api/ps")
+        return {loaded.name: loaded.size for loaded in wire.decode(answer.body, wire.Running).models or []}
 
     async def load(self, model: str) -> Loaded:
         """Raises also ModelLoadFailed. Cancelled here: Ollama gives up the load, for everybody who waits for it."""
@@ -195,10 +202,13 @@ class OllamaRuntime:
             else:
                 ask = next_ask
 
-    async def pull(self, model: str) -> AsyncGenerator[wire.PullProgress, None]:
-        """Download `model`; what the server reports, the last one with status `success`. Use it under `aclosing`:
-        leaving stops the download. Raises UpstreamProtocolError for a reported error, UpstreamTimeout after 120 s of
-        silence, UpstreamTruncated when it stops without `success`."""
+    def can_pull(self, model: str) -> bool:
+        return not wire.is_cloud_name(model)
+
+    async def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
+        """Download `model`; the last one has the status `success`. The counts are of all layers heard of so far. Use it
+        under `aclosing`: leaving stops the download. Raises ModelNotFound, UpstreamProtocolError for another reported
+        error, UpstreamTimeout after 120 s of silence, UpstreamTruncated when it stops without `success`."""
         self._refuse_remote(model)
         body = msgspec.json.encode({"model": model, "stream": True})
         async with self._upstream.open_stream("POST", "/api/pull", body, head_timeout_s=PULL_HEAD_S) as response:
@@ -206,13 +216,17 @@ class OllamaRuntime:
                 text = wire.error_text(await response.read_error())
                 raise wire.refusal(response.status, text, model, self.name)
             lines, status = LineSplitter(), ""
+            layers: dict[str, tuple[int, int]] = {}
             while (data := await response.next_within(PULL_SILENCE_S)) is not None:
                 for line in lines.feed(data):
                     progress = wire.decode(line, wire.PullProgress)
                     if progress.error is not None:
-                        raise UpstreamProtocolError(f"{self.name} cannot pull {model}: {wire.reported(progress.error)}")
+                        raise wire.pull_refusal(progress.error, model, self.name)
                     status = progress.status
-                    yield progress
+                    if progress.digest:
+                        layers[progress.digest] = (progress.completed, progress.total or 0)
+                    done, total = (sum(counts) for counts in zip(*layers.values(), strict=True)) if layers else (0, 0)
+                    yield PullProgress(wire.reported(status), done if total else None, total or None)
             if status != "success":
                 raise UpstreamTruncated(f"{self.name} broke off pulling {model}")
 
@@ -285,9 +299,8 @@ class OllamaRuntime:
             raise UpstreamProtocolError(f"{self.name} did not say whether {model} is loaded")
 
     async def _resident_bytes(self, model: str) -> int:
-        answer = await self._ask("GET", "/api/ps")
-        running = wire.decode(answer.body, wire.Running).models or []
-        return sum(loaded.size for loaded in running if wire.full_name(loaded.name) == wire.full_name(model))
+        running = await self.resident()
+        return sum(size or 0 for name, size in running.items() if wire.full_name(name) == wire.full_name(model))
 
     async def _ask(self, method: str, path: str) -> Answer:
         answer = await self._upstream.ask(method, path, timeout_s=LIST_S)

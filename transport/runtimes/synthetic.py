@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from contextlib import aclosing, asynccontextmanager
 from random import Random
 from typing import ClassVar, Final
@@ -87,6 +87,7 @@ class SyntheticRuntime:
 
     clock: Clock
     seed: int
+    _loaded: set[str] = attrs.field(factory=set, init=False)
 
     name: ClassVar[str] = "synthetic"
     kind: ClassVar[str] = "synthetic"
@@ -101,15 +102,22 @@ class SyntheticRuntime:
         await trio.lowlevel.checkpoint()
         return tuple(self._info(name) for name in MODELS)
 
+    async def resident(self) -> Mapping[str, int | None]:
+        """Those that were loaded; they take no room."""
+        await trio.lowlevel.checkpoint()
+        return dict.fromkeys(self._loaded, 0)
+
     async def load(self, model: str) -> Loaded:
         """Nothing is read, so nothing is resident."""
         await trio.lowlevel.checkpoint()
         _known(model)
+        self._loaded.add(model)
         return Loaded(resident_bytes=0, load_ms=0.0)
 
     async def unload(self, model: str) -> int:
         await trio.lowlevel.checkpoint()
         _known(model)
+        self._loaded.discard(model)
         return 0
 
     @asynccontextmanager

@@ -12,7 +12,7 @@ from engine.domain.errors import InvalidRequest
 
 PATTERNS_MAX: Final = 32
 ID_CHARS_MAX: Final = 64
-_PATTERN: Final = re.compile(r"\*|[a-z_]{1,32}\.(?:\*|[a-z_]{1,48})")
+PATTERN: Final = re.compile(r"\*|[a-z_]{1,32}\.(?:\*|[a-z_]{1,48})")
 
 Pattern = Annotated[str, msgspec.Meta(max_length=81)]
 Patterns = Annotated[list[Pattern], msgspec.Meta(max_length=PATTERNS_MAX)]
@@ -50,8 +50,18 @@ class Resync(msgspec.Struct, tag="resync", forbid_unknown_fields=True):
     id: Id | None = None
 
 
-Command = Subscribe | Unsubscribe | Ping | Resync
-COMMANDS: Final = ("subscribe", "unsubscribe", "ping", "resync")
+class AckRendered(msgspec.Struct, tag="ack_rendered", forbid_unknown_fields=True):
+    """A dashboard's own report, about once a second: the last frame it painted, how many it paints a second, and the
+    time from receiving that frame to having painted it."""
+
+    frame: Annotated[int, msgspec.Meta(ge=0, le=2**53 - 1)]
+    fps: Annotated[float, msgspec.Meta(ge=0, le=1000)] | None = None
+    lag_ms: Annotated[float, msgspec.Meta(ge=0, le=3_600_000)] | None = None
+    id: Id | None = None
+
+
+Command = Subscribe | Unsubscribe | Ping | Resync | AckRendered
+COMMANDS: Final = ("subscribe", "unsubscribe", "ping", "resync", "ack_rendered")
 _QUOTED_VALUE: Final = re.compile(r"(?<=value) '.*'(?= - at|$)", re.DOTALL)
 _decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 _id_decoder: msgspec.json.Decoder[_Id] = msgspec.json.Decoder(_Id)
@@ -66,7 +76,7 @@ def parse_command(message: bytes) -> Command:
         raise InvalidRequest(f"bad message: {reason}", commands=list(COMMANDS)) from None
     if isinstance(command, Subscribe | Unsubscribe):
         for pattern in command.patterns:
-            if not _PATTERN.fullmatch(pattern):
+            if not PATTERN.fullmatch(pattern):
                 raise InvalidRequest("bad pattern: use an exact type, `channel.*` or `*`")
     return command
 

@@ -14,52 +14,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final
 
 import attrs
 import msgspec
 
-from engine.domain.errors import (
-    EngineError,
-    InvalidRequest,
-    ModelNotFound,
-    Overloaded,
-    RuntimeUnavailable,
-    UpstreamProtocolError,
-)
-from engine.domain.generation import (
-    Chunk,
-    EndReason,
-    GenerationEnd,
-    GenerationRequest,
-    TokenKind,
-    TokenLogprob,
-    TopEntry,
-)
+from engine.domain.errors import EngineError, ModelNotFound, RuntimeUnavailable, UpstreamProtocolError
+from engine.domain.generation import Chunk, EndReason, GenerationEnd, GenerationRequest
+from transport.wire import records
 from transport.wire.lines import LineSplitter
+from transport.wire.records import ENTRIES_MAX, TOP_ASKED_MAX, Count, Entry, T
 
-TOKEN_CHARS_MAX: Final = 16 * 1024
-ENTRIES_MAX: Final = 4_096  # log-probability entries in one record
-TOP_MAX: Final = 64  # alternatives of one entry; more than anybody may ask for
-TOP_ASKED_MAX: Final = 20  # Ollama answers 400 above it
-COUNT_MAX: Final = 2**53
-REPORTED_CHARS_MAX: Final = 200  # of the runtime's own error text
-LOGPROB_ROUNDING: Final = 1e-3  # float32 sums can come out a little above zero
-
-TokenText = Annotated[str, msgspec.Meta(max_length=TOKEN_CHARS_MAX)]
-LogProb = Annotated[float, msgspec.Meta(le=LOGPROB_ROUNDING)]
-Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
-
-
-class _Top(msgspec.Struct, gc=False):
-    token: TokenText
-    logprob: LogProb
-
-
-class _Entry(msgspec.Struct):
-    token: TokenText
-    logprob: LogProb
-    top_logprobs: Annotated[list[_Top], msgspec.Meta(max_length=TOP_MAX)] | None = None
+_CONTEXT: Final = re.compile(r"context|too long", re.IGNORECASE)
+_QUOTES: Final = (" raw=",)  # what the model wrote
 
 
 class _Message(msgspec.Struct):
@@ -77,10 +44,11 @@ class _Record(msgspec.Struct):
     message: _Message | None = None
     done: bool = False
     done_reason: str = ""
-    logprobs: Annotated[list[_Entry], msgspec.Meta(max_length=ENTRIES_MAX)] | None = None
+    logprobs: Annotated[list[Entry], msgspec.Meta(max_length=ENTRIES_MAX)] | None = None
     prompt_eval_count: Count | None = None
     eval_count: Count | None = None
     eval_duration: Count | None = None
+    load_duration: Count | None = None
     remote_host: str = ""
     error: str | None = None
 
@@ -137,6 +105,7 @@ class PullProgress(msgspec.Struct):
     """One line of `/api/pull`: bytes done and in all, of the layer that `status` speaks of."""
 
     status: str = ""
+    digest: str = ""
     completed: Count = 0
     total: Count | None = None
     error: str | None = None
@@ -156,10 +125,7 @@ class _ContextRefusal(msgspec.Struct):
     error: _ContextError
 
 
-T = TypeVar("T")
 _record_decoder: Final = msgspec.json.Decoder(_Record)
-_BYTE: Final = re.compile(r" \(byte (\d+)\)")
-_CONTEXT: Final = re.compile(r"context|too long", re.IGNORECASE)
 
 
 # ── the stream ──
@@ -171,7 +137,7 @@ def parse_record(line: bytes, t_us: int, offset: int = 0) -> tuple[Chunk, ...]:
     `raw` is on the first of them, `end` on the last. The text of a tool call is its compact JSON. `offset` is where the
     line starts in the stream. Raises UpstreamProtocolError for a line that is no such record and for an error record.
     """
-    return _chunks(_decoded(line, offset), line, t_us)
+    return _chunks(records.decode(line, _record_decoder, offset), line, t_us)
 
 
 @attrs.define(eq=False)
@@ -211,7 +177,7 @@ class RecordStream:
         if not rest.strip():
             return
         try:
-            record = _decoded(rest, 0)
+            record = records.decode(rest, _record_decoder)
         except UpstreamProtocolError:
             self.cut = True
             return
@@ -223,84 +189,16 @@ class RecordStream:
         self.late_records += sum(1 for line in lines if line.strip())
 
 
-def _decoded(line: bytes, offset: int) -> _Record:
-    return _typed(line, _record_decoder, offset)
-
-
-def _typed(data: bytes, decoder: msgspec.json.Decoder[T], offset: int = 0) -> T:
-    try:
-        str(data, "utf-8")  # the decoder does not look into the strings it skips
-        return decoder.decode(data)
-    except UnicodeDecodeError as error:
-        reason, at = "it is not UTF-8", error.start
-    except RecursionError:
-        reason, at = "it is nested too deeply", 0
-    except msgspec.DecodeError as error:  # its text names types and paths, never a value
-        found = _BYTE.search(str(error))
-        reason, at = _BYTE.sub("", str(error)), int(found[1]) if found else 0
-    raise UpstreamProtocolError(
-        f"the runtime sent a record that cannot be read at byte {offset + at}: {reason}", offset=offset + at
-    )
-
-
 def _chunks(record: _Record, line: bytes, t_us: int) -> tuple[Chunk, ...]:
     if record.error is not None:
         raise UpstreamProtocolError(f"the runtime broke off with an error: {reported(record.error)}")
     if record.remote_host:
         raise UpstreamProtocolError("the runtime answered from another machine; only models that run here are used")
-    parts = _parts(record)
-    dealt = _dealt([text for _, text in parts], _entries(record))
-    last = len(parts) - 1
-    return tuple(
-        Chunk(
-            text=text,
-            t_us=t_us,
-            kind=kind,
-            logprobs=dealt[index],
-            end=_end(record) if record.done and index == last else None,
-            raw=line if index == 0 else b"",
-        )
-        for index, (kind, text) in enumerate(parts)
-    )
-
-
-def _parts(record: _Record) -> list[tuple[TokenKind, str]]:
-    message = record.message
-    thinking = message.thinking if message else record.thinking
-    content = message.content if message else record.response
-    calls = message.tool_calls if message else record.tool_calls
-    parts = [(TokenKind.THINKING, thinking)] if thinking else []
-    if content:
-        parts.append((TokenKind.ANSWER, content))
-    if calls:
-        parts.append((TokenKind.TOOL, "".join(str(msgspec.json.format(bytes(c), indent=-1), "utf-8") for c in calls)))
-    return parts or [(TokenKind.ANSWER, "")]
-
-
-def _entries(record: _Record) -> tuple[TokenLogprob, ...]:
-    return tuple(
-        TokenLogprob(
-            entry.token,
-            min(0.0, entry.logprob),
-            tuple(TopEntry(top.token, min(0.0, top.logprob)) for top in entry.top_logprobs or ()),
-        )
-        for entry in record.logprobs or ()
-    )
-
-
-def _dealt(texts: Sequence[str], entries: tuple[TokenLogprob, ...]) -> list[tuple[TokenLogprob, ...]]:
-    """The entries per text. With several texts each takes the entries that spell it; when they do not, the last takes
-    what is left."""
-    dealt: list[tuple[TokenLogprob, ...]] = []
-    for text in texts[:-1]:
-        spelled, count = "", 0
-        while count < len(entries) and len(spelled) < len(text):
-            spelled += entries[count].token
-            count += 1
-        taken = count if spelled == text else 0
-        dealt.append(entries[:taken])
-        entries = entries[taken:]
-    return [*dealt, entries]
+    message = record.message or record
+    content = record.message.content if record.message else record.response
+    parts = records.parts(message.thinking, content, message.tool_calls)
+    entries = tuple(records.token_logprob(entry, entry.token) for entry in record.logprobs or ())
+    return records.chunks(parts, entries, t_us, line, _end(record) if record.done else None)
 
 
 def _end(record: _Record) -> GenerationEnd:
@@ -308,7 +206,8 @@ def _end(record: _Record) -> GenerationEnd:
     if eval_count is None and record.eval_duration is not None:
         eval_count = 0
     reason = EndReason.LENGTH if record.done_reason == "length" else EndReason.FINISHED
-    return GenerationEnd(reason, prompt_tokens=record.prompt_eval_count, eval_count=eval_count)
+    load_ms = None if record.load_duration is None else record.load_duration / 1e6
+    return GenerationEnd(reason, prompt_tokens=record.prompt_eval_count, eval_count=eval_count, load_ms=load_ms)
 
 
 # ── requests ──
@@ -321,11 +220,12 @@ def request_path(request: GenerationRequest) -> str:
 def request_body(
     request: GenerationRequest, *, logprobs: bool = True, truncate: bool = True, keep_alive: str | int | None = None
 ) -> bytes:
-    """The body for `request_path`. Options stand in it only where the request gives them, and runner options (num_ctx
-    and the like) never: a change of one reloads the model. `truncate=False` has a long prompt refused, not cut."""
+    """The body for `request_path`. Options stand in it only where the request gives them; we never add a runner option
+    (num_ctx and the like), since a change of one reloads the model. `truncate=False` has a long prompt refused, not
+    cut."""
     body: dict[str, Any] = {"model": request.model, "stream": True}
     if request.messages:
-        body["messages"] = [{"role": message.role, "content": message.content} for message in request.messages]
+        body["messages"] = records.messages(request)
     else:
         body["prompt"] = request.prompt or ""
     if logprobs:
@@ -334,17 +234,8 @@ def request_body(
         body["truncate"] = False
     if keep_alive is not None:
         body["keep_alive"] = keep_alive
-    parameters = request.parameters
-    options = {
-        "temperature": parameters.temperature,
-        "top_p": parameters.top_p,
-        "top_k": parameters.top_k,
-        "num_predict": parameters.max_tokens,
-        "seed": parameters.seed,
-        "stop": list(parameters.stop) or None,
-    }
-    given = {key: value for key, value in options.items() if value is not None}
-    return msgspec.json.encode(body | ({"options": given} if given else {}))
+    options = records.options(request.parameters, "num_predict") | dict(request.runner_options)
+    return msgspec.json.encode(body | ({"options": options} if options else {}))
 
 
 def load_body(model: str, keep_alive: str | int | None = None) -> bytes:
@@ -358,7 +249,7 @@ def load_body(model: str, keep_alive: str | int | None = None) -> bytes:
 
 def decode(body: bytes, type_: type[T]) -> T:
     """A whole JSON answer. Raises UpstreamProtocolError without a word of the body."""
-    return _typed(body, msgspec.json.Decoder(type_))
+    return records.decode(body, msgspec.json.Decoder(type_))
 
 
 def load_done(body: bytes) -> bool:
@@ -376,9 +267,8 @@ def error_text(body: bytes) -> str:
 
 
 def reported(text: str) -> str:
-    """The runtime's error text, safe to pass on: printable and short. `raw=` quotes what the model wrote."""
-    text = text.partition(" raw=")[0]
-    return "".join(char if char.isprintable() else "?" for char in text[:REPORTED_CHARS_MAX])
+    """The runtime's error text, safe to pass on: printable, short, and without what the model wrote."""
+    return records.printable(text, _QUOTES)
 
 
 def refusal(status: int, text: str, model: str, runtime: str) -> EngineError:
@@ -386,13 +276,9 @@ def refusal(status: int, text: str, model: str, runtime: str) -> EngineError:
     said = f": {reported(text)}" if text else ""
     if status == 404:
         return ModelNotFound(f"{runtime} has no model {model}; get it with `ollama pull {model}`", model=model)
-    if status in (429, 503):
-        return Overloaded(f"{runtime} is busy{said}", runtime=runtime, retry_after_s=1)
-    if status == 400:
-        return InvalidRequest(f"{runtime} refused the request for {model}{said}", model=model)
     if status in (401, 403):
         return RuntimeUnavailable(f"{runtime} refuses to be used ({status}){said}", status=status)
-    return UpstreamProtocolError(f"{runtime} answered {status}{said}", status=status)
+    return records.refusal(status, said, model, runtime, invalid=(400,))
 
 
 def about_logprobs(status: int, text: str) -> bool:
@@ -423,3 +309,11 @@ def is_cloud_name(name: str) -> bool:
 def full_name(name: str) -> str:
     """`name` with the tag that Ollama adds when there is none."""
     return name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+
+
+def pull_refusal(text: str, model: str, runtime: str) -> EngineError:
+    """The error for an error line of `/api/pull`, which has no status: `text` is all there is."""
+    message = f"{runtime} cannot pull {model}: {reported(text)}"
+    if "does not exist" in text or "not found" in text:
+        return ModelNotFound(message, model=model)
+    return UpstreamProtocolError(message)

@@ -16,6 +16,12 @@ const ENDINGS = new Map([
   ["truncated", "Cut off: the runtime broke off without saying that it was done"],
   ["shutdown", "Ended by the engine's shutdown"],
 ]);
+const NO_TOKEN = "No token has come yet. Stop (Esc) gives up.";
+const HINTS = new Map([
+  ["pulling", "It is being downloaded first. Stop (Esc) gives up."],
+  ["queued", "It waits for its turn. Stop (Esc) gives up its place."],
+  ["loading", "It is being brought into memory. Stop (Esc) gives up; the load goes on."],
+]);
 const GOOD = new Set(["finished", "length", "stop", "aborted"]);
 
 /**
@@ -47,7 +53,15 @@ export function waiting(session, now) {
   const steps = /** @type {Record<string, string>} */ ({ pulling: "pulling", queued: "queued", loading: "loading" });
   const step = model && steps[model.state] ? `${steps[model.state]} ${session.model}` : "prompt sent";
   const place = model?.state === "queued" && known(model.position) ? `, place ${model.position}` : "";
-  return `${step}${place} · ${(since / 1000).toFixed(2)} s`;
+  const why = model && steps[model.state] && model.reason ? ` · ${visible(model.reason)}` : "";
+  return `${step}${place} · ${(since / 1000).toFixed(2)} s${why}\n${HINTS.get(model?.state ?? "") ?? NO_TOKEN}`;
+}
+
+/** What a session that fell silent does, in words. @param {Session} session */
+function stalled({ active, tokens, reading, energyParams }) {
+  if (!active || !reading?.stall || tokens === 0) return "";
+  const line = known(energyParams?.stall_ms) ? `, past the stall line of ${energyParams.stall_ms} ms` : "";
+  return `Silent for ${(reading.silence_ms / 1000).toFixed(1)} s${line}. It may go on; Stop (Esc) ends it and keeps what came.`;
 }
 
 /** @param {Session|null} session @param {Composer} composer @param {number} now */
@@ -59,15 +73,23 @@ export function showAnswer(session, composer, now) {
   const box = byId("outcome");
   const ending = session ? outcome(session, composer.stops.get(session.id)?.answer?.stop_latency_ms ?? null) : "";
   const cancelling = session !== null && session.active && composer.stops.has(session.id);
-  put(box, session ? (cancelling ? "Cancelling…" : ending || parameters(session)) : "");
-  box.className = `mono ${session?.end ? (GOOD.has(session.end.reason) ? (session.end.reason === "aborted" ? "good" : "quiet") : "bad") : "quiet"}`;
+  const silent = session ? stalled(session) : "";
+  put(box, session ? (cancelling ? "Cancelling…" : ending || silent || parameters(session)) : "");
+  box.className = `mono ${colour(session, silent)}`;
   about(session, composer, now);
+}
+
+/** @param {Session|null} session @param {string} silent */
+function colour(session, silent) {
+  if (!session?.end) return silent ? "bad" : "quiet";
+  if (!GOOD.has(session.end.reason)) return "bad";
+  return session.end.reason === "aborted" ? "good" : "quiet";
 }
 
 /** @param {Composer} composer */
 function idle(composer) {
   if (!composer.modelsKnown) return "";
-  if (composer.models.size === 0) return "No model found. Start a model server such as Ollama, pull a model, then reload this page.";
+  if (composer.models.size === 0) return "No model found. Start a model server such as Ollama and download a model: it appears here by itself.";
   return "Nothing is running. Ask something below, or start a session from any other program: it appears here by itself.";
 }
 
@@ -109,10 +131,12 @@ function facts({ runtime, details = {}, capabilities = [] }) {
   return lines;
 }
 
-/** The sampling parameters in force. @param {Session} session */
+/** The sampling parameters in force, and what had to be done to the model for them. @param {Session} session */
 function parameters(session) {
   const set = Object.entries(session.parameters).filter(([, value]) => known(value));
-  return set.length > 0 ? set.map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`).join(" · ") : "";
+  const words = set.map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`);
+  if (session.modelState?.state === "ready" && session.modelState.reason) words.push(visible(session.modelState.reason));
+  return words.join(" · ");
 }
 
 /** Model card: the one that speaks, else the one that is picked. @param {Session|null} session @param {Composer} composer @param {number} now */

@@ -1,5 +1,7 @@
 /** The engine's HTTP API, as far as the page needs it. Own origin only. */
 
+import { lines } from "./lines.js";
+
 const TIMEOUT_MS = 10_000;
 const STOP_TIMEOUT_MS = 30_000; // /stop answers when the runtime's connection is closed
 
@@ -8,7 +10,10 @@ const STOP_TIMEOUT_MS = 30_000; // /stop answers when the runtime's connection i
  * @typedef {{name: string, runtime: string, state?: string, capabilities?: string[], details?: Record<string, any>}} Model
  * @typedef {{session_id: string, dropped_models?: string[]}} Accepted
  * @typedef {{success: boolean, tokens_generated: number, stop_latency_ms: number|null}} Stopped
- * @typedef {{runtimes: {name: string, local: boolean, up: boolean, reason: string|null}[]}} Health
+ * @typedef {{name: string, kind: string, url: string|null, local: boolean, up: boolean|null, reason: string|null}} RuntimeState
+ * @typedef {{runtimes: RuntimeState[], state?: string, next?: string|null, suggested_model?: string|null, remote?: boolean}} Health
+ * @typedef {{models: Model[], pulls?: {name: string, status: string, progress: number|null}[]}} Listing
+ * @typedef {{status: string, completed?: number, total?: number}} PullStep
  */
 
 /** A refusal of the engine, or the lack of any answer (code UNREACHABLE, made here). */
@@ -23,12 +28,12 @@ export class ApiError extends Error {
 
 /**
  * @param {string} path
- * @param {{body?: object, timeoutMs?: number}} [options] a body makes it a POST
- * @returns {Promise<any>} the decoded answer; throws ApiError
+ * @param {{body?: object, timeoutMs?: number, signal?: AbortSignal}} [options] a body makes it a POST; a signal replaces the time-out
+ * @returns {Promise<Response>} with a good status; throws ApiError
  */
-async function call(path, { body, timeoutMs = TIMEOUT_MS } = {}) {
+async function send(path, { body, timeoutMs = TIMEOUT_MS, signal } = {}) {
   /** @type {RequestInit} */
-  const request = { signal: AbortSignal.timeout(timeoutMs), cache: "no-store" };
+  const request = { signal: signal ?? AbortSignal.timeout(timeoutMs), cache: "no-store" };
   if (body !== undefined) {
     request.method = "POST";
     request.headers = { "content-type": "application/json" };
@@ -41,10 +46,18 @@ async function call(path, { body, timeoutMs = TIMEOUT_MS } = {}) {
     const late = failure instanceof DOMException && failure.name === "TimeoutError";
     throw new ApiError("UNREACHABLE", late ? `No answer within ${timeoutMs / 1000} s.` : "The engine does not answer.", true);
   }
+  if (response.ok) return response;
+  const error = (await response.json().catch(() => null))?.error;
+  const message = typeof error === "string" ? error : error?.message; // a path of Ollama's gives only words
+  throw new ApiError(error?.code ?? `HTTP_${response.status}`, message ?? "The answer was not readable.", error?.retryable);
+}
+
+/** @param {string} path @param {Parameters<typeof send>[1]} [options] @returns {Promise<any>} the decoded answer; throws ApiError */
+async function call(path, options) {
+  const response = await send(path, options);
   const answer = await response.json().catch(() => null);
-  if (response.ok && answer !== null) return answer;
-  const error = answer?.error;
-  throw new ApiError(error?.code ?? `HTTP_${response.status}`, error?.message ?? "The answer was not readable.", error?.retryable);
+  if (answer === null) throw new ApiError(`HTTP_${response.status}`, "The answer was not readable.");
+  return answer;
 }
 
 /** @returns {Promise<Bootstrap>} */
@@ -53,8 +66,32 @@ export const bootstrap = () => call("/api/bootstrap");
 /** @returns {Promise<Health>} */
 export const health = () => call("/health");
 
-/** @returns {Promise<Model[]>} */
-export const models = async () => (await call("/models")).models;
+/** @returns {Promise<Listing>} */
+export const models = () => call("/models");
+
+/**
+ * Downloads a model, and tells each step. As long as it takes; leaving stops it unless somebody else waits for it too.
+ * @param {string} name @param {AbortSignal} signal @param {(step: PullStep) => void} onStep
+ */
+export async function pull(name, signal, onStep) {
+  const response = await send("/api/pull", { body: { model: name, stream: true }, signal });
+  let status = "";
+  try {
+    for await (const line of lines(/** @type {ReadableStream<Uint8Array>} */ (response.body))) {
+      const step = JSON.parse(line);
+      if (typeof step.error === "string") throw new ApiError("DOWNLOAD_FAILED", step.error);
+      status = String(step.status);
+      onStep({ ...step, status });
+    }
+  } catch (failure) {
+    if (failure instanceof ApiError) throw failure;
+    throw new ApiError("UNREACHABLE", "The engine broke off the download.", true);
+  }
+  if (status !== "success") throw new ApiError("UNREACHABLE", "The engine broke off the download.", true);
+}
+
+/** Brings a model into memory. @param {string} name @param {AbortSignal} signal @returns {Promise<object>} */
+export const load = (name, signal) => call("/models/load", { body: { name, warm_up: false }, signal });
 
 /**
  * Starts a session; its events arrive on the WebSocket.

@@ -3,16 +3,22 @@
 import { showAnswer } from "./answer.js";
 import { Composer } from "./composer.js";
 import { Connection } from "./connection.js";
+import { Downloads } from "./downloads.js";
 import { Evidence } from "./evidence.js";
 import { Field } from "./field.js";
 import { byId } from "./format.js";
+import { showGuide, showReach, spoken } from "./guide.js";
 import { Keys } from "./keys.js";
+import { Library } from "./library.js";
+import { Readiness } from "./readiness.js";
 import { Readout } from "./readout.js";
+import { RenderReport } from "./rendered.js";
 import { Bolts, draw, GAUGE_PX } from "./scene.js";
-import { Announcer, showBanners, showLocality, showSessions, showStatus } from "./status.js";
+import { Announcer, showBanners, showSessions, showStatus } from "./status.js";
 import { Rate, Store } from "./store.js";
 import { TextView } from "./text.js";
 import { Theme } from "./theme.js";
+import { Transfers } from "./transfers.js";
 
 const NUMBERS_MS = 100;
 const SLOW_MS = 1_000;
@@ -28,7 +34,8 @@ class Page {
     /** @type {string[]} */
     this.errors = [];
     this.store = new Store();
-    this.link = new Connection((message) => this.store.ingest(message, performance.now()));
+    this.link = new Connection((message) => this.store.ingest(message, performance.now()), () => this.store.seen());
+    this.rendered = new RenderReport((message) => this.link.send(message));
     this.theme = new Theme(() => this.repaint());
     this.canvas = /** @type {HTMLCanvasElement} */ (byId("field"));
     this.ctx = /** @type {CanvasRenderingContext2D} */ (this.canvas.getContext("2d"));
@@ -39,12 +46,17 @@ class Page {
     this.evidence = new Evidence();
     this.composer = new Composer();
     this.announcer = new Announcer();
+    this.readiness = new Readiness((before, after) => this._became(before, after));
+    this.downloads = new Downloads((name, here, mine) => this._downloaded(name, here, mine));
+    this.transfers = new Transfers(this.downloads);
+    this.library = new Library({ download: (name) => this.downloads.start(name) });
     this.drawRate = new Rate();
     this.framesDrawn = 0;
     /** @type {Session|null} */
     this.shown = null;
     this.sessions = /** @type {HTMLSelectElement} */ (byId("sessions"));
     this.composer.onAccepted = () => (this.sessions.value = "");
+    this.composer.onListed = (listing) => this._listed(listing);
     this._lives = 0;
     this._gauge = true;
     this._dirty = true;
@@ -59,6 +71,8 @@ class Page {
     document.addEventListener("securitypolicyviolation", (event) => this._fault(`CSP: ${event.violatedDirective}`));
     this.evidence.box.open = innerWidth > 980;
     new Keys(this);
+    byId("guide-download").addEventListener("click", () => this.downloads.start(this.readiness.health?.suggested_model ?? ""));
+    byId("guide-again").addEventListener("click", () => this._lookAgain());
     new ResizeObserver(() => this._resize()).observe(/** @type {Element} */ (this.canvas.parentElement));
     this.link.start();
     requestAnimationFrame((now) => this._tick(now));
@@ -80,6 +94,10 @@ class Page {
     if (session !== this.shown) this._switch(session);
     if (session) this.text.sync(session);
     this._drawField(session, now);
+    for (const { event, atMs } of this.store.modelEvents.splice(0)) {
+      this.downloads.heard(event);
+      this.library.heard(event, atMs);
+    }
     this.announcer.speak(this.store.notices, session, now);
     if (now - this._numbersAt >= NUMBERS_MS) {
       this._numbersAt = now;
@@ -118,6 +136,7 @@ class Page {
     this._dirty = false;
     this.framesDrawn += 1;
     this.drawRate.mark(now);
+    if (moved) this.rendered.painted(this.store.frame, this.store.receivedAt, this.drawRate.perSecond(now), now);
   }
 
   /** @param {Session|null} session @param {number} now */
@@ -130,20 +149,52 @@ class Page {
     const picked = this.composer.models.get(this.composer.model.value);
     showBanners(session, this.link, picked?.details?.synthetic === true, now);
     byId("energy-bar").style.width = `${(session?.reading?.energy ?? 0) * 100}%`;
+    showGuide(this.readiness, this.downloads, this.composer.demonstrations, now);
+    showReach(this.readiness);
+    this.transfers.show();
     if (this.link.lives === this._lives) return;
+    if (this._lives === 0) this.downloads.resume();
     this._lives = this.link.lives;
+    this._lookAgain();
+  }
+
+  /** Asks the engine how it is and what it has. */
+  _lookAgain() {
     this.composer.refreshModels();
-    showLocality();
+    this.readiness.ask();
+  }
+
+  /** @param {import("./api.js").Listing} listing */
+  _listed(listing) {
+    this.downloads.listed(listing.pulls ?? []);
+    this.library.listed();
+  }
+
+  /** The engine is in another state than before. @param {string} before @param {string} after */
+  _became(before, after) {
+    this.announcer.say(spoken(before, after));
+    if (before) this.composer.refreshModels();
+  }
+
+  /** @param {string} name @param {boolean} here the model can be asked now @param {boolean} mine this page asked for it */
+  _downloaded(name, here, mine) {
+    this.announcer.say(here ? `${name} is downloaded` : `The download of ${name} ended`);
+    this.composer.refreshModels(here && mine ? name : "");
+    this.readiness.ask();
   }
 
   /** @param {Session|null} session */
   _slow(session) {
     showSessions(this.store);
+    this.library.show(this.composer.models, this.readiness.away);
     const reading = session?.reading;
     const words = reading
       ? `Energy over time of ${session?.model}: now ${reading.energy.toFixed(2)}, ${reading.state.toLowerCase()}, ${reading.tps.toFixed(0)} tokens per second.`
       : "Energy over time. Nothing has been measured yet.";
-    if (this.canvas.getAttribute("aria-label") !== words) this.canvas.setAttribute("aria-label", words);
+    const unknown = session?.probability === null ? "Probability of the tokens: unknown, this runtime gives none" : "";
+    const label = unknown ? `${words} ${unknown}.` : words;
+    if (this.canvas.getAttribute("aria-label") !== label) this.canvas.setAttribute("aria-label", label);
+    if (this.canvas.title !== unknown) this.canvas.title = unknown;
   }
 
   _resize() {

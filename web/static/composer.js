@@ -26,6 +26,11 @@ export class Composer {
     this.stops = new Map();
     this.sending = false;
     this.onAccepted = () => {};
+    /** @type {(listing: api.Listing) => void} */
+    this.onListed = () => {};
+    /** @type {"no"|"asking"|"again"} */
+    this._refreshing = "no";
+    this._choice = "";
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
       this.submit();
@@ -36,17 +41,31 @@ export class Composer {
     this.model.addEventListener("change", () => remember("model", this.model.value));
   }
 
-  /** Asks the engine which models there are. Own failures are shown, not thrown. */
-  async refreshModels() {
-    try {
-      const models = await api.models();
-      this.models = new Map(models.map((model) => [model.name, model]));
-      this.modelsKnown = true;
-    } catch (error) {
-      this._refuse(error);
+  /** Asks the engine which models there are, one question at a time. Own failures are shown, not thrown. @param {string} [choice] picked if it is there */
+  async refreshModels(choice = "") {
+    if (choice) this._choice = choice;
+    if (this._refreshing !== "no") {
+      this._refreshing = "again"; // what is being answered may be old by now
       return;
     }
-    const wanted = this.model.value || recall("model");
+    do {
+      this._refreshing = "asking";
+      try {
+        this._list(await api.models());
+      } catch (error) {
+        this._refuse(error);
+      }
+    } while (this._refreshing === "again");
+    this._refreshing = "no";
+  }
+
+  /** @param {api.Listing} listing */
+  _list(listing) {
+    this.models = new Map(listing.models.map((model) => [model.name, model]));
+    this.modelsKnown = true;
+    const picked = [this._choice, `${this._choice}:latest`].find((name) => this.models.has(name));
+    if (picked) this._choice = "";
+    const wanted = picked || this.model.value || recall("model");
     const groups = new Map();
     for (const model of this.models.values()) {
       const option = new Option(model.name, model.name);
@@ -57,6 +76,13 @@ export class Composer {
     const usual = [...this.models.values()].find((model) => model.runtime !== OWN) ?? [...this.models.values()][0];
     this.model.value = wanted && this.models.has(wanted) ? wanted : (usual?.name ?? "");
     this.model.disabled = this.models.size === 0;
+    if (picked) remember("model", picked);
+    this.onListed(listing);
+  }
+
+  /** Whether the built-in models can be asked. */
+  get demonstrations() {
+    return [...this.models.values()].some((model) => model.runtime === OWN);
   }
 
   async submit() {

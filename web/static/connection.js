@@ -7,6 +7,7 @@ const LONGEST_WAIT_MS = 5_000;
 const SPREAD = 0.2;
 const SILENCE_MS = 5_000; // the engine sends a heartbeat every second; this long without a word means a dead line
 const SCHEMA_MAJOR = "1";
+const UNSENT_BYTES_MAX = 65_536;
 
 const CLOSE_REASONS = new Map([
   [1001, "the engine is shutting down"],
@@ -27,9 +28,13 @@ export function backoffMs(attempt, chance) {
 /** @typedef {"connecting"|"live"|"reconnecting"|"incompatible"} LinkState */
 
 export class Connection {
-  /** @param {(message: any) => void} onMessage called for each decoded message; must only store it */
-  constructor(onMessage) {
+  /**
+   * @param {(message: any) => void} onMessage called for each decoded message; must only store it
+   * @param {() => string} seen `<boot>.<frame>` of the last frame seen, empty before the first
+   */
+  constructor(onMessage, seen) {
     this.onMessage = onMessage;
+    this.seen = seen;
     /** @type {LinkState} */
     this.state = "connecting";
     this.since = performance.now(); // of this state
@@ -42,6 +47,7 @@ export class Connection {
     this.firstVersion = "";
     this.lives = 0; // how often the link came up
     this._lastHeard = 0;
+    this._resumable = true; // false after an attempt to resume that was refused
     this._timer = 0;
     /** @type {WebSocket|null} */
     this._socket = null;
@@ -69,15 +75,27 @@ export class Connection {
       this._enter("incompatible");
       return;
     }
-    const socket = new WebSocket(engine.ws_url);
+    const since = this._resumable ? this.seen() : "";
+    const socket = new WebSocket(since ? `${engine.ws_url}?since=${encodeURIComponent(since)}` : engine.ws_url);
+    let spoke = false;
     this._socket = socket;
     this._lastHeard = performance.now();
-    socket.onmessage = (event) => this._received(event.data);
+    socket.onmessage = (event) => {
+      spoke = true;
+      this._received(event.data);
+    };
     socket.onclose = (event) => {
       if (this._socket !== socket) return; // already given up
       this._socket = null;
+      this._resumable = spoke || !since;
       this._lost(CLOSE_REASONS.get(event.code) ?? `closed with code ${event.code}`);
     };
+  }
+
+  /** Sends a message if the line is up and not clogged; nothing the page says is worth waiting for. @param {object} message */
+  send(message) {
+    const socket = this._socket;
+    if (socket?.readyState === WebSocket.OPEN && socket.bufferedAmount < UNSENT_BYTES_MAX) socket.send(JSON.stringify(message));
   }
 
   /** @param {string} data */

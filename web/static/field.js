@@ -7,7 +7,7 @@
  *   line height      E of the frame                      linear, 0–1
  *   strike height    E_base of the token                 linear, 0–1
  *   strike jag       entropy H in bits                   1 + 2.1·H px; straight when unknown
- *   strike light     probability p                       alpha .12 + .46·p; .35 when unknown
+ *   strike light     probability p                       alpha .12 + .46·p; dashed when unknown
  *   hatch            frames past the stall line          width = time
  *   blank            frames that never arrived           width = time
  */
@@ -185,8 +185,10 @@ export class Field {
     ctx.globalAlpha = strike.p === null ? 0.35 : 0.12 + 0.46 * strike.p;
     ctx.strokeStyle = palette.m1;
     ctx.lineWidth = 1;
+    if (strike.p === null) ctx.setLineDash([3, 3]);
     trace(ctx, strike.bits === null ? [x, y1, x, top] : jagged(x, y1, x, top, 1 + 2.1 * strike.bits, strike.position, 5));
     ctx.stroke();
+    ctx.setLineDash([]);
     ctx.globalCompositeOperation = "source-over";
     ctx.globalAlpha = 1;
     ctx.fillStyle = palette.m1;

@@ -186,6 +186,10 @@ function gauge(ctx, field, { session, palette, bolts, now }) {
   }
   ctx.font = `500 11px ${palette.sans}`;
   ctx.fillText("E(t)", x, y + 24);
+  if (session?.probability === null) {
+    ctx.font = `9.5px ${palette.mono}`;
+    ctx.fillText("p unknown", x, y + radius * 0.86);
+  }
   ctx.fillStyle = palette.text;
   ctx.font = `600 32px ${palette.mono}`;
   ctx.fillText(reading ? reading.energy.toFixed(2) : "—", x, y);
@@ -196,6 +200,21 @@ function arc(ctx, x, y, radius, part) {
   ctx.beginPath();
   ctx.arc(x, y, radius, ARC_FROM, ARC_FROM + ARC_SPAN * part);
   ctx.stroke();
+}
+
+/** The path in place as an empty, broken tube: a token whose probability nobody told. @param {CanvasRenderingContext2D} ctx @param {Palette} palette @param {number} light */
+function hollow(ctx, palette, light) {
+  ctx.save();
+  ctx.globalCompositeOperation = "source-over";
+  ctx.globalAlpha = light;
+  ctx.lineCap = "butt";
+  ctx.setLineDash([7, 4]);
+  ctx.lineWidth = 5;
+  ctx.stroke();
+  ctx.strokeStyle = palette.panel;
+  ctx.lineWidth = 3;
+  ctx.stroke();
+  ctx.restore();
 }
 
 /**
@@ -214,8 +233,12 @@ function conduit(ctx, { x1, y1, x2, y2 }, palette, bolts, now) {
   ctx.globalCompositeOperation = palette.dark ? "lighter" : "source-over";
   for (const { strike, born } of bolts.live) {
     const light = Math.exp(-(now - born) / 120);
-    const p = strike.p ?? 0; // unknown: the thinnest, dimmest bolt, as for a token nobody expected
+    const { p } = strike;
     trace(ctx, strike.bits === null ? [x1, y1, x2, y2] : jagged(x1, y1, x2, y2, 5 + 11 * strike.bits, strike.position, 4));
+    if (p === null) {
+      hollow(ctx, palette, light);
+      continue;
+    }
     ctx.globalAlpha = light * 0.22;
     ctx.lineWidth = 6;
     ctx.stroke();

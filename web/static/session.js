@@ -75,6 +75,9 @@ export class Session {
     this.ttftMs = null;
     this.nowMs = NaN; // engine clock of the last frame that spoke of it
     this.tokens = 0;
+    this.nextPosition = 0; // of the token that is expected; what comes before it is here already
+    /** @type {number|null|undefined} of the last token; null: it has none, undefined: no token yet */
+    this.probability = undefined;
     this.euTotal = NaN;
     this.euRate = NaN;
     /** @type {Record<string, any>|null} the stream in the last energy.update */
@@ -101,12 +104,15 @@ export class Session {
     return this.end === null && !this.lost;
   }
 
-  /** @param {any[]} tokens of one frame */
-  take(tokens) {
+  /** Takes what is not here yet: after a reconnect some may come again. @param {any[]} arrived tokens of one frame */
+  take(arrived) {
+    const tokens = arrived.filter(({ position }) => !(position < this.nextPosition));
     for (const token of tokens) {
+      this.nextPosition = token.position + 1;
       if (this.ttftMs === null && token.position === 0 && this.startUs !== null) this.ttftMs = (token.t_us - this.startUs) / 1000;
       const p = typeof token.logprob === "number" ? Math.exp(token.logprob) : null;
       this.arrivals.push({ base: token.energy_base, p, bits: null, position: token.position });
+      this.probability = p;
       this.append(token.kind, token.text);
       this._lastToken = this._arrived;
       this._arrived = token;

@@ -1,6 +1,5 @@
 /** The status bar, the banners, the list of sessions and the one voice for screen readers. */
 
-import * as api from "./api.js";
 import { byId, fixed, NONE, put, seconds } from "./format.js";
 import { outcome } from "./answer.js";
 
@@ -54,23 +53,6 @@ function trouble(session, link, now) {
   return `Reconnecting${why}${upTo}: ${wait}, attempt ${link.attempt}`;
 }
 
-/** What the engine says about where its models run. */
-export async function showLocality() {
-  let words = NONE;
-  let remote = false;
-  try {
-    const { runtimes } = await api.health();
-    const away = runtimes.filter((runtime) => !runtime.local).map((runtime) => runtime.name);
-    remote = away.length > 0;
-    words = remote ? `Not only local: ${away.join(", ")}` : "Local only";
-  } catch {
-    // stays unknown, and says so
-  }
-  put(byId("local"), words);
-  byId("local-pill").classList.toggle("remote", remote);
-  put(byId("local-status"), words);
-}
-
 /** The list of sessions; the empty value follows the newest. 1 Hz, and not while it is open. @param {Store} store */
 export function showSessions(store) {
   const select = /** @type {HTMLSelectElement} */ (byId("sessions"));
@@ -99,6 +81,11 @@ export class Announcer {
   constructor() {
     this._spokeAt = -ANNOUNCE_EVERY_MS;
     this._pending = "";
+  }
+
+  /** A sentence about the page as a whole. @param {string} words */
+  say(words) {
+    this._pending = words || this._pending;
   }
 
   /** @param {import("./store.js").Notice[]} notices drained here @param {Session|null} shown @param {number} now */

@@ -4,6 +4,7 @@ import { Session } from "./session.js";
 
 const SESSIONS = 80; // 64 can run at once
 const NOTICES = 32;
+const MODEL_EVENTS = 256;
 const RATE_SAMPLES = 256;
 
 /** Events per second over the last second, from at most RATE_SAMPLES stamps. */
@@ -36,19 +37,33 @@ export class Store {
     this.framesReceived = 0;
     this.gaps = 0;
     this.frame = -1;
+    this.receivedAt = 0; // when that frame came, on the page's clock
     /** @type {Record<string, number>|null} */
     this.perf = null;
     this.rate = new Rate();
     /** @type {Notice[]} boundaries, for whoever drains them once per animation frame */
     this.notices = [];
+    /** @type {{event: any, atMs: number}[]} `experience.model` in order, drained likewise */
+    this.modelEvents = [];
     this.unknownEvents = 0;
     this._order = 0;
   }
 
   /** @param {any} message one decoded WebSocket message @param {number} now */
   ingest(message, now) {
-    if (typeof message.frame === "number") this._count(message, now);
-    for (const event of message.events ?? []) this._event(event, message.mono_ms, now);
+    if (typeof message.frame === "number") {
+      if (message.frame <= this.frame) return; // come again after a reconnect
+      this._count(message, now);
+    }
+    for (const event of message.events ?? []) {
+      if (event.type === "experience.model") this._model(event.payload, message.ts_ms);
+      this._event(event, message.mono_ms, now);
+    }
+  }
+
+  /** Where to go on after a break: `<boot>.<frame>`, empty before the first frame. */
+  seen() {
+    return this.boot && this.frame >= 0 ? `${this.boot}.${this.frame}` : "";
   }
 
   /** The session that began last. It stays the newest after its end, so an answer is not taken from under the reader. */
@@ -62,6 +77,7 @@ export class Store {
   /** @param {any} message @param {number} now */
   _count(message, now) {
     this.framesReceived += 1;
+    this.receivedAt = now;
     this.rate.mark(now);
     this.perf = message.perf ?? this.perf;
     const missed = this.frame < 0 ? 0 : message.frame - this.frame - 1;
@@ -111,6 +127,12 @@ export class Store {
     if (session.reading?.state === "STALLING" && before !== "STALLING") this._notice("stalled", session);
   }
 
+  /** @param {any} event @param {number} atMs Unix time */
+  _model(event, atMs) {
+    this.modelEvents.push({ event, atMs });
+    if (this.modelEvents.length > MODEL_EVENTS) this.modelEvents.shift();
+  }
+
   /** @param {Session} session @param {any} payload */
   _start(session, payload) {
     session.model = payload.models[0] ?? "";
@@ -153,6 +175,7 @@ export class Store {
       session.startUs = typeof state.started_ms === "number" ? state.started_ms * 1000 : session.startUs;
       session.ttftMs = state.ttft_ms;
       session.tokens = state.tokens;
+      session.nextPosition = state.tokens;
       session.euTotal = state.eu_total ?? NaN;
       session.reading = state.last_energy?.streams?.[0] ?? session.reading;
       session.arrivals = [];

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import ClassVar, Final, TypeVar, TypeVarTuple
@@ -82,6 +82,10 @@ class EmbeddedRuntime:
                 if name not in self._described:
                     self._described[name] = await self._in_thread(self._describe, name)
         return tuple(self._described[name] for name in MODELS)
+
+    async def resident(self) -> Mapping[str, int | None]:
+        await trio.lowlevel.checkpoint()
+        return {name: model.transformer.resident_bytes for name, model in self._models.items()}
 
     async def load(self, model: str) -> Loaded:
         """Read the weights. Raises `ModelNotFound` and, when the file is damaged, `ModelLoadFailed`."""

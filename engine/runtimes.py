@@ -1,0 +1,193 @@
+"""Which runtimes there are, by the settings, and what has to run beside them: a daemon, processes of models."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio
+
+from actors.kernel import Actor
+from actors.supervise import supervise
+from engine.domain.errors import ConfigError, EngineError
+from engine.domain.generation import Clock, Runtime
+from engine.settings import RUNTIME_URL, Settings
+from engine.state import state_path
+from policies.restart import RestartPolicy
+from policies.tiers import TierLimits
+
+if TYPE_CHECKING:
+    from transport.runtimes.daemon import OllamaDaemon
+
+OWN_HOSTS: Final = ("127.0.0.1", "localhost", "[::1]")
+OWNER_RESTARTS: Final = RestartPolicy()
+DAEMON_STOP_S: Final = 2.0  # for an Ollama of ours to end; the engine itself has 5 s in all
+OLLAMA_SITE: Final = "https://ollama.com/download"
+
+logger = logging.getLogger("wf.runtimes")
+
+
+@attrs.frozen
+class Runtimes:
+    """In the order they are asked. `owners` are the actors that own processes for them."""
+
+    by_name: Mapping[str, Runtime]
+    owners: Mapping[str, Actor]
+    starting: Callable[[], bool]  # one of them is on its way up
+
+    @asynccontextmanager
+    async def attended(self) -> AsyncIterator[None]:
+        """The owners run inside; leaving stops them and all their processes."""
+        async with trio.open_nursery() as nursery:
+            for name, owner in self.owners.items():
+                await nursery.start(_attend, name, owner)
+            yield
+            nursery.cancel_scope.cancel(reason="stopped")
+
+
+def runtimes_for(settings: Settings, clock: Clock, environ: Mapping[str, str], limits: TierLimits) -> Runtimes:
+    """Raises ConfigError when `runtime` names one that is not there, or when prompts would leave this machine without
+    `allow_remote_runtimes`."""
+    found: dict[str, Runtime] = {}
+    owners: dict[str, Actor] = {}
+    daemon: OllamaDaemon | None = None
+    if settings.synthetic is not None:
+        from transport.runtimes.synthetic import SyntheticRuntime
+
+        found["synthetic"] = SyntheticRuntime(clock, settings.synthetic)
+    if settings.ollama.enabled:
+        daemon = _daemon(settings, environ, limits)
+        found["ollama"] = _ollama(settings, clock, environ, daemon)
+    if settings.openai.base_url is not None:
+        from transport.runtimes.openai import OpenAIRuntime
+
+        found["openai"] = OpenAIRuntime(clock, settings.openai.base_url)
+    if settings.llama_cpp.model is not None or (
+        settings.llama_cpp.enabled and importlib.util.find_spec("xllamacpp") is not None
+    ):
+        found["llama_cpp"], owners["llama_cpp"] = _llama_cpp(settings, clock, environ)
+    if settings.embedded.enabled:
+        from transport.runtimes.embedded.runtime import EmbeddedRuntime  # numpy: not for `wf ps` and the like
+
+        found["embedded"] = EmbeddedRuntime(clock, settings.embedded.pace_tps)
+    _refuse_remote(found, settings)
+    found = _only(found, settings.runtime)
+    if daemon is not None and "ollama" in found:
+        owners["ollama"] = daemon
+    owners = {name: owner for name, owner in owners.items() if name in found}
+    return Runtimes(found, owners, partial(_is_starting, daemon if "ollama" in owners else None))
+
+
+async def _attend(name: str, owner: Actor, *, task_status: trio.TaskStatus[None]) -> None:
+    """A runtime that is beyond help is down, and says so; the engine goes on."""
+    try:
+        await supervise(name, lambda: owner, OWNER_RESTARTS, task_status=task_status)
+    except EngineError as error:
+        logger.error("%s is given up: %s", name, error.message)
+        with suppress(RuntimeError):  # it was started and failed later
+            task_status.started()
+
+
+def _is_starting(daemon: OllamaDaemon | None) -> bool:
+    """Also before the daemon has found out whether it is needed."""
+    if daemon is None:
+        return False
+    status = daemon.status
+    return status.state in ("starting", "restarting") or (status.state == "off" and status.reason is None)
+
+
+def ollama_address(settings: Settings, environ: Mapping[str, str]) -> str:
+    """Where Ollama listens. An OLLAMA_HOST that names one of our own listeners is meant for clients of ours, so it is
+    passed over."""
+    from transport.runtimes.ollama import URL_DEFAULT, ollama_url
+
+    if settings.ollama.url is not None:
+        return settings.ollama.url
+    url = ollama_url(environ)
+    if re.fullmatch(RUNTIME_URL, url) is None:
+        raise ConfigError("OLLAMA_HOST is not a usable address; give host:port, or set ollama.url")
+    own = {f"{host}:{port}" for host in OWN_HOSTS for port in (settings.http.port, settings.ws.port)}
+    if url.partition("://")[2] in own:
+        logger.warning("OLLAMA_HOST names this engine itself; Ollama is looked for at %s", URL_DEFAULT)
+        return URL_DEFAULT
+    return url
+
+
+def _ollama(settings: Settings, clock: Clock, environ: Mapping[str, str], daemon: OllamaDaemon | None) -> Runtime:
+    from transport.runtimes.ollama import OllamaRuntime
+
+    keep_alive = settings.ollama.keep_alive
+    return OllamaRuntime(
+        clock,
+        ollama_address(settings, environ),
+        keep_alive=int(keep_alive) if keep_alive in ("-1", "0") else keep_alive,
+        hint=partial(_ollama_hint, daemon),
+    )
+
+
+def _daemon(settings: Settings, environ: Mapping[str, str], limits: TierLimits) -> OllamaDaemon | None:
+    if not settings.ollama.spawn:
+        return None
+    from transport.runtimes.daemon import OllamaDaemon, find_ollama
+
+    return OllamaDaemon(
+        ollama_address(settings, environ),
+        find_ollama(environ),
+        environ,
+        max_loaded=limits.max_loaded_models,
+        num_parallel=limits.requests_per_model,
+        stop_s=DAEMON_STOP_S,
+    )
+
+
+def _ollama_hint(daemon: OllamaDaemon | None) -> str:
+    """What to do, or what is being done, while nothing answers."""
+    if daemon is None:
+        return "start it with `ollama serve`"
+    status = daemon.status
+    if status.pid is not None:
+        return f"`ollama serve` is on its way (process {status.pid})"
+    if daemon.binary is None:
+        return f"no `ollama` is on the PATH; install it from {OLLAMA_SITE}"
+    return status.reason or f"{daemon.binary} is there and is started with the engine"
+
+
+def _llama_cpp(settings: Settings, clock: Clock, environ: Mapping[str, str]) -> tuple[Runtime, Actor]:
+    from transport.runtimes.llama_cpp.process import ServerSettings
+    from transport.runtimes.llama_cpp.runtime import LlamaCppRuntime
+    from transport.runtimes.llama_cpp.source import parse_source
+
+    asked, state = settings.llama_cpp, state_path(environ)
+    downloads = state / "models"
+    runtime = LlamaCppRuntime(
+        clock,
+        () if asked.model is None else (parse_source(asked.model, downloads),),
+        downloads,
+        state / "run",
+        ServerSettings(asked.context_length, asked.requests_at_once, asked.threads),
+    )
+    return runtime, runtime
+
+
+def _refuse_remote(found: Mapping[str, Runtime], settings: Settings) -> None:
+    for runtime in found.values():
+        if not runtime.local and not settings.allow_remote_runtimes:
+            raise ConfigError(
+                f"{runtime.name} at {runtime.url} is not on this machine, so prompts would leave it; "
+                "that needs allow_remote_runtimes: true"
+            )
+
+
+def _only(found: dict[str, Runtime], name: str | None) -> dict[str, Runtime]:
+    """All, or the one that `runtime` names."""
+    if name is None:
+        return found
+    if name not in found:
+        raise ConfigError(f"runtime: there is no runtime {name} ({', '.join(found) or 'none is switched on'})")
+    return {name: found[name]}
