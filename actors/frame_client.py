@@ -75,6 +75,7 @@ class FrameClient:
     id: str = attrs.field(factory=lambda: secrets.token_hex(8))
     gone: bool = False
     rendered: AckRendered | None = None  # its own last report
+    lagging: bool = False  # something is kept for it
     _due_us: int = 0
     _replies: list[bytes] = attrs.field(factory=list)
     _pending: dict[tuple[str, str | int], bytes] = attrs.field(factory=dict)
@@ -105,15 +106,12 @@ class FrameClient:
 
     @property
     def _due(self) -> bool:
-        """Within half a tick: deliveries happen on ticks."""
-        return self.services.clock() + 500_000 // self.services.tick_hz >= self._due_us
-
-    @property
-    def lagging(self) -> bool:
-        return bool(self._pending or self._replies)
+        """Within half a tick: deliveries happen on ticks. Always, for a client at the full rate."""
+        return not self._due_us or self.services.clock() + 500_000 // self.services.tick_hz >= self._due_us
 
     def reply(self, type_: str, payload: Any) -> None:
         self._replies.append(text_frame(self.services.system(type_, payload)))
+        self.lagging = True
         waiting_bytes = sum(len(reply) for reply in self._replies[:-1])  # one may always wait, however large
         if len(self._replies) > REPLIES_MAX or waiting_bytes > self.services.pending_bytes_max:
             self._close_slow()
@@ -135,13 +133,14 @@ class FrameClient:
             self._pending.clear()
             self._pending_bytes, self._frame = 0, None
             self._sent()
+        self.lagging = bool(self._pending)
 
     def deliver(self, frame: Frame, message: bytes, events: list[tuple[Event, bytes]]) -> None:
         """One frame: the shared bytes when level, else kept and merged."""
-        level = not self.lagging and self._due
-        if level and self.sink.push(message):
+        if not self.lagging and self._due and self.sink.push(message):
             self._sent()
             return
+        self.lagging = True
         if self._pending:
             self.services.counters.merged_frames += 1
         for event, data in events:

@@ -80,7 +80,7 @@ class FrameHub:
         async with self.inlet.open() as frames:
             task_status.started()
             while True:
-                lagging = any(client.lagging for client in self.clients if not client.gone)
+                lagging = any(client.lagging and not client.gone for client in self.clients)
                 with trio.move_on_after(RETRY_S if lagging else float("inf")):
                     try:
                         self._frame(await frames.receive())
@@ -148,7 +148,8 @@ class FrameHub:
     def _frame(self, frame: Frame) -> None:
         self.clients = [client for client in self.clients if not client.gone]
         self.counters.frames += 1
-        frame = attrs.evolve(frame, events=tuple(event for event in frame.events if not self._known_end(event)))
+        if any(self._known_end(event) for event in frame.events if event.type == SESSION_END):
+            frame = attrs.evolve(frame, events=tuple(e for e in frame.events if not self._known_end(e)))
         payloads = [encode_payload(event, with_top=False) for event in frame.events]
         self._remember(frame, payloads)
         heartbeat = self._heartbeat(frame)
@@ -157,9 +158,10 @@ class FrameHub:
         shared: dict[Subscription, tuple[bytes, list[tuple[Event, bytes]]]] = {}
         for client in self.clients:
             wanted = client.subscription
-            if wanted not in shared:
-                shared[wanted] = self._build(frame, wanted, plain, heartbeat)
-            message, events = shared[wanted]
+            built = shared.get(wanted)
+            if built is None:
+                built = shared[wanted] = self._build(frame, wanted, plain, heartbeat)
+            message, events = built
             if message:
                 client.deliver(frame, message, events)
             else:

@@ -19,7 +19,7 @@ from engine.domain.events import (
 )
 from engine.domain.generation import Token
 
-MAILBOX_BATCHES = 64
+MAILBOX_BATCHES = 512  # several hundred streams may all have a token in the same pass of the event loop
 DRAIN_BATCHES_MAX = 64  # per wake, so that a flood cannot keep the loop from the frame clock
 
 logger = logging.getLogger("wf.mapper")

@@ -82,7 +82,7 @@ def _refuse_surrogates(chunk: Chunk, runtime: str) -> None:
     texts = [chunk.text]
     for entry in chunk.logprobs:
         texts.append(entry.token)
-        texts.extend(candidate.token for candidate in entry.top)
+        texts += [candidate.token for candidate in entry.top]
     try:
         "".join(texts).encode()
     except UnicodeEncodeError:

@@ -82,6 +82,8 @@ def settings_dict(settings: Settings) -> dict[str, Any]:
     """The settings as plain JSON values, every secret as `***`."""
 
     def plain(_instance: object, _field: object, value: Any) -> Any:
+        if isinstance(value, Secret):
+            return str(value)
         if isinstance(value, tuple):
             return [str(item) if isinstance(item, Secret) else item for item in value]
         return value
@@ -192,7 +194,14 @@ def is_loopback(host: str) -> bool:
 def _converter() -> cattrs.Converter:
     converter = strict_converter()
     converter.register_structure_hook_func(lambda kind: kind == tuple[Secret, ...], _secrets)
+    converter.register_structure_hook_func(lambda kind: kind == Secret | None, _secret)
     return converter
+
+
+def _secret(value: Any, _kind: Any) -> Secret | None:
+    if value is not None and type(value) is not str:
+        raise Misfit("text (put it in quotes)", None)
+    return None if value is None else Secret(value)
 
 
 def _secrets(value: Any, _kind: Any) -> tuple[Secret, ...]:

@@ -159,6 +159,7 @@ def _ollama_hint(daemon: OllamaDaemon | None) -> str:
 
 
 def _llama_cpp(settings: Settings, clock: Clock, environ: Mapping[str, str]) -> tuple[Runtime, Actor]:
+    from transport.runtimes.llama_cpp.hub import HuggingFace
     from transport.runtimes.llama_cpp.process import ServerSettings
     from transport.runtimes.llama_cpp.runtime import LlamaCppRuntime
     from transport.runtimes.llama_cpp.source import parse_source
@@ -171,6 +172,7 @@ def _llama_cpp(settings: Settings, clock: Clock, environ: Mapping[str, str]) -> 
         downloads,
         state / "run",
         ServerSettings(asked.context_length, asked.requests_at_once, asked.threads),
+        HuggingFace(token=None if asked.hub_token is None else asked.hub_token.reveal()),
     )
     return runtime, runtime
 

@@ -19,6 +19,7 @@ _ORIGIN: Final = r"[a-z][a-z0-9+.-]{0,31}://" + _ALLOWED_HOST
 RUNTIME_URL: Final = (
     r"https?://(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%/-]{0,256})?"
 )
+KEY_WORDS: Final = "1–256 visible ASCII characters"
 _MIB: Final = 1_048_576
 
 
@@ -31,10 +32,26 @@ class Secret:
     def reveal(self) -> str:
         return self._value
 
+    @property
+    def fits_a_header(self) -> bool:
+        text = self._value
+        return 1 <= len(text) <= 256 and text.isascii() and text.isprintable() and " " not in text
+
     def __repr__(self) -> str:
         return "***"
 
     __str__ = __repr__
+
+
+def _visible_ascii(_instance: object, field: attrs.Attribute[Any], keys: tuple[Secret, ...]) -> None:
+    for index, key in enumerate(keys):
+        if not key.fits_a_header:
+            raise Misfit(KEY_WORDS, None, (field.name, index))
+
+
+def _visible_ascii_or_none(_instance: object, field: attrs.Attribute[Any], key: Secret | None) -> None:
+    if key is not None and not key.fits_a_header:
+        raise Misfit(KEY_WORDS, None, (field.name,))
 
 
 @attrs.frozen
@@ -148,6 +165,12 @@ class LlamaCppSettings:
     requests_at_once: int = row(
         2, doc="requests answered at once; each has a context of its own", unit="requests", minimum=1, maximum=32
     )
+    hub_token: Secret | None = row(
+        None,
+        doc="token of an account of Hugging Face, for repositories whose terms must be accepted",
+        validator=_visible_ascii_or_none,
+        repr=False,
+    )
     threads: int = row(0, doc="threads it computes with; 0 is its own choice", unit="threads", minimum=0, maximum=512)
 
 
@@ -181,13 +204,6 @@ class SessionSettings:
     backlog_bytes_max: int = row(
         _MIB, doc="events kept per session for late readers", unit="bytes", minimum=65_536, maximum=64 * _MIB
     )
-
-
-def _visible_ascii(_instance: object, field: attrs.Attribute[Any], keys: tuple[Secret, ...]) -> None:
-    for index, key in enumerate(keys):
-        text = key.reveal()
-        if not (1 <= len(text) <= 256 and text.isascii() and text.isprintable() and " " not in text):
-            raise Misfit("1–256 visible ASCII characters", None, (field.name, index))
 
 
 @attrs.frozen

@@ -25,6 +25,7 @@ import attrs
 from engine.domain.generation import Token
 
 MICRO: Final = 1_000_000
+LN_2: Final = math.log(2.0)
 MIN_SPAN_US: Final = 1_000  # tokens of one chunk share a stamp; a span is never taken as shorter than 1 ms
 
 
@@ -47,6 +48,7 @@ EDGES: Final[dict[Phase, frozenset[Phase]]] = {
     Phase.STALLING: frozenset({Phase.FLOWING, Phase.DRAINED}),
     Phase.DRAINED: frozenset({Phase.CHARGING}),
 }
+_ALIVE: Final = (Phase.FLOWING, Phase.SATURATED)  # silence can stall it
 
 
 @attrs.frozen
@@ -92,7 +94,10 @@ UNKNOWN: Final = Uncertainty()
 
 
 def clamp(value: float) -> float:
-    return min(1.0, max(0.0, value))
+    """Into [0, 1]; what is no number is 0."""
+    if 0.0 < value <= 1.0:
+        return value
+    return 1.0 if value > 1.0 else 0.0
 
 
 def velocity(tps: float, params: EnergyParams) -> float:
@@ -108,20 +113,28 @@ def uncertainty(logprobs: Iterable[float], top_k: int) -> Uncertainty:
 
     Entries that are not numbers are left out. One entry alone (only the chosen token) gives c = p and no entropy.
     """
-    usable = sorted((min(lp, 0.0) for lp in logprobs if not math.isnan(lp)), reverse=True)[:top_k]
-    if not usable:
-        return UNKNOWN
-    probabilities = [math.exp(lp) for lp in usable]
-    if len(probabilities) == 1:
-        return Uncertainty(certainty=clamp(probabilities[0]))
-    mass = math.fsum(probabilities)
+    usable = sorted(logprobs, reverse=True)
+    if usable and not (-math.inf < sum(usable) <= usable[0] <= 0.0):  # not every entry is a finite log-probability
+        usable = sorted((min(lp, 0.0) for lp in usable if not math.isnan(lp)), reverse=True)
+    del usable[top_k:]
+    count = len(usable)
+    if count < 2:
+        return Uncertainty(certainty=clamp(math.exp(usable[0]))) if usable else UNKNOWN
+    while usable and usable[-1] == -math.inf:  # impossible entries count, but have no mass and no p · ln p
+        usable.pop()
+    mass = p_ln_p = 0.0
+    for lp in usable:
+        p = math.exp(lp)
+        mass += p
+        p_ln_p += p * lp
     if mass <= 0.0:
         return Uncertainty(certainty=0.0, entropy_bits=0.0, tail_mass=1.0)
-    shares = [p / mass for p in probabilities]
-    entropy_nats = -math.fsum(q * math.log(q) for q in shares if q > 0.0)
-    certainty = clamp(min(1.0, mass) * (1.0 - entropy_nats / math.log(len(shares))))
+    # With q = p / mass:  −Σ q · ln q = ln mass − Σ p · ln p / mass, and ln p is what was reported. This saves two
+    # logarithms per entry, which were half of what a token cost.
+    entropy_nats = math.log(mass) - p_ln_p / mass
+    certainty = clamp(min(1.0, mass) * (1.0 - entropy_nats / math.log(count)))
     tail = max(0.0, 1.0 - mass)
-    bits = -math.fsum(p * math.log2(p) for p in (*probabilities, tail) if p > 0.0)
+    bits = -p_ln_p / LN_2 - (tail * math.log2(tail) if tail > 0.0 else 0.0)
     return Uncertainty(certainty, max(0.0, bits), tail)
 
 
@@ -140,7 +153,7 @@ def ema(previous: float, value: float, alpha: float) -> float:
 
 def decayed(energy: float, beyond_ms: float, params: EnergyParams) -> float:
     """`energy` after `beyond_ms` of silence past the hold; halves every half-life."""
-    return energy * math.pow(0.5, max(0.0, beyond_ms) / params.half_life_ms)
+    return energy if beyond_ms <= 0.0 else energy * math.pow(0.5, beyond_ms / params.half_life_ms)
 
 
 def eu_micro(base: float | None, params: EnergyParams) -> int:
@@ -210,17 +223,26 @@ def energy_at(state: StreamEnergy, now_us: int, params: EnergyParams) -> float:
 
 def phase_at(state: StreamEnergy, now_us: int, params: EnergyParams) -> Phase:
     """The phase at `now_us` when no token came since: silence stalls, a long enough high saturates, a fall ends it."""
-    if state.phase not in (Phase.FLOWING, Phase.SATURATED) or state.last_us is None:
+    return _phase(state, now_us, energy_at(state, now_us, params), params)
+
+
+def _phase(state: StreamEnergy, now_us: int, energy: float, params: EnergyParams) -> Phase:
+    """`energy` is E at `now_us`."""
+    if state.phase not in _ALIVE or state.last_us is None:
         return state.phase
-    if now_us - state.last_us >= params.silence_stall_factor * params.stall_ms * 1000:
+    if now_us - state.last_us >= _silence_line_us(params):
         return Phase.STALLING
-    energy = energy_at(state, now_us, params)
     if state.phase is Phase.SATURATED:
         return Phase.FLOWING if energy < params.unsaturate else Phase.SATURATED
+    if energy < params.saturate:
+        return Phase.FLOWING
     high_us = 0 if state.high_since_us is None else now_us - state.high_since_us
-    if energy >= params.saturate and high_us >= params.saturate_dwell_ms * 1000:
-        return Phase.SATURATED
-    return Phase.FLOWING
+    return Phase.SATURATED if high_us >= params.saturate_dwell_ms * 1000 else Phase.FLOWING
+
+
+def _silence_line_us(params: EnergyParams) -> float:
+    """Silence from here on is a stall."""
+    return params.silence_stall_factor * params.stall_ms * 1000
 
 
 def read(state: StreamEnergy, now_us: int, params: EnergyParams) -> Reading:
@@ -233,7 +255,8 @@ def read(state: StreamEnergy, now_us: int, params: EnergyParams) -> Reading:
     tps = state.tps
     if stall:
         tps = state.recent * 1000 / params.window_ms if silence_ms < params.window_ms else 0.0
-    return Reading(phase_at(state, now_us, params), energy_at(state, now_us, params), silence_ms, stall, tps)
+    energy = energy_at(state, now_us, params)
+    return Reading(_phase(state, now_us, energy, params), energy, silence_ms, stall, tps)
 
 
 @attrs.define(eq=False)
@@ -250,34 +273,40 @@ class EnergyMeter:
 
     def token(self, token: Token) -> EnergySample:
         """Fold one token in. A throttled token says nothing about the model: E is held and it earns no EU."""
-        params, before = self.params, self.state
-        tps = self._tps(token)
+        params, before, t_us = self.params, self.state, token.t_us
+        tps, throttled = self._tps(token), token.throttled
         delta_ms = None if token.delta_us is None else token.delta_us / 1000
-        stall = delta_ms is not None and delta_ms > params.stall_ms
-        entries = [entry.logprob for entry in token.top] or ([] if token.logprob is None else [token.logprob])
-        unsure = uncertainty(entries, params.top_k)
-        if token.throttled:
+        unsure = UNKNOWN
+        if token.top:
+            unsure = uncertainty([entry.logprob for entry in token.top], params.top_k)
+        elif token.logprob is not None:
+            unsure = uncertainty((token.logprob,), params.top_k)
+        held = energy_at(before, t_us, params)  # what is left of E by now
+        if throttled:
             base, energy = None, before.energy
         else:
             base = energy_base(tps, delta_ms, unsure.certainty, params)
-            energy = ema(energy_at(before, token.t_us, params), base, params.alpha)
+            energy = ema(held, base, params.alpha)
         earned = eu_micro(base, params)
-        burst = tps > params.burst_fraction * params.tps_max and not token.throttled
-        slow = stall and not token.throttled
+        burst = tps > params.burst_fraction * params.tps_max and not throttled
+        slow = delta_ms is not None and delta_ms > params.stall_ms and not throttled
+        ends_silence = self._ends_silence_stall(token)
+        slow_tokens = before.slow_tokens + 1 if slow and not ends_silence else 0
+        was = _phase(before, t_us, held, params)
         self.state = StreamEnergy(
-            phase=self._phase_after(token, slow, energy),
+            phase=self._phase_after(was, slow, ends_silence, slow_tokens, energy),
             since_us=before.since_us,
             energy=energy,
             energy_base=base,
-            last_us=token.t_us,
+            last_us=t_us,
             delta_us=token.delta_us,
             tps=tps,
             recent=len(self._window),
-            slow_tokens=self._slow_tokens_after(token, slow),
-            high_since_us=self._high_since_after(token.t_us, energy),
+            slow_tokens=slow_tokens,
+            high_since_us=self._high_since(t_us, held, energy),
             uncertainty=unsure,
             burst=burst,
-            throttled=token.throttled,
+            throttled=throttled,
             tokens=before.tokens + 1,
             eu_micro=before.eu_micro + earned,
         )
@@ -309,32 +338,29 @@ class EnergyMeter:
             return 0.0
         return MICRO / max(MIN_SPAN_US, token.delta_us)
 
-    def _ended_silence_stall(self, token: Token) -> bool:
+    def _ends_silence_stall(self, token: Token) -> bool:
         """True when this token ends a stall that silence (not slow tokens) had caused."""
-        line_us = self.params.silence_stall_factor * self.params.stall_ms * 1000
         return (
-            self.state.phase in (Phase.FLOWING, Phase.SATURATED)
-            and token.delta_us is not None
-            and token.delta_us >= line_us
+            token.delta_us is not None
+            and token.delta_us >= _silence_line_us(self.params)
+            and self.state.phase in _ALIVE
         )
 
-    def _slow_tokens_after(self, token: Token, slow: bool) -> int:
-        return self.state.slow_tokens + 1 if slow and not self._ended_silence_stall(token) else 0
-
-    def _phase_after(self, token: Token, slow: bool, energy: float) -> Phase:
-        before = phase_at(self.state, token.t_us, self.params)
-        if before in (Phase.CHARGING, Phase.IDLE) or self._ended_silence_stall(token):
+    def _phase_after(self, was: Phase, slow: bool, ends_silence: bool, slow_tokens: int, energy: float) -> Phase:
+        """`was`: the phase at the token's arrival, without it."""
+        if was is Phase.CHARGING or was is Phase.IDLE or ends_silence:
             return Phase.FLOWING
-        if before is Phase.STALLING:
+        if was is Phase.STALLING:
             return Phase.STALLING if slow else Phase.FLOWING
-        if self._slow_tokens_after(token, slow) >= self.params.stall_tokens:
+        if slow_tokens >= self.params.stall_tokens:
             return Phase.STALLING
-        if before is Phase.SATURATED and energy < self.params.unsaturate:
+        if was is Phase.SATURATED and energy < self.params.unsaturate:
             return Phase.FLOWING
-        return before
+        return was
 
-    def _high_since_after(self, now_us: int, energy: float) -> int | None:
+    def _high_since(self, t_us: int, held: float, energy: float) -> int | None:
+        """Since when E has been high without a break; None when it is not."""
         if energy < self.params.saturate:
             return None
-        stayed_high = energy_at(self.state, now_us, self.params) >= self.params.saturate
-        return self.state.high_since_us if stayed_high and self.state.high_since_us is not None else now_us
+        since_us = self.state.high_since_us
+        return since_us if since_us is not None and held >= self.params.saturate else t_us

@@ -93,16 +93,13 @@ class FrameState:
 
     sessions: dict[str, _Session] = attrs.field(factory=dict)
     unknown: int = 0  # signals of sessions this state never saw open
+    pending_samples: int = 0  # taken since the last tick
     _events: list[Event] = attrs.field(factory=list)
 
     @property
     def busy(self) -> bool:
         """A session is active, or something is waiting to be told."""
         return bool(self.sessions or self._events)
-
-    @property
-    def pending_samples(self) -> int:
-        return sum(len(stream.samples) for s in self.sessions.values() for stream in s.streams.values())
 
     def fold(self, signal: MappedSignal) -> None:
         match signal:
@@ -114,6 +111,7 @@ class FrameState:
                     self.unknown += 1
                 else:
                     session.take(signal)
+                    self.pending_samples += len(signal.samples)
             case ModelChanged():
                 payload = ModelPayload(signal.model, signal.state, signal.progress, signal.position, signal.reason)
                 self._events.append(Event(MODEL, signal.session_id, payload))
@@ -136,6 +134,7 @@ class FrameState:
         for session in self.sessions.values():
             for stream in session.streams.values():
                 stream.samples.clear()
+        self.pending_samples = 0
         return tuple(events)
 
     def _open(self, opened: SessionOpened) -> None:
@@ -177,16 +176,20 @@ def _tokens(session_id: str, session: _Session) -> list[Event]:
 
 
 def _energy(session_id: str, session: _Session, mono_us: int, tick_us: float, queue_depth: int) -> Event:
-    streams = session.streams.values()
-    frame_micro = sum(sample.eu_micro for s in streams for sample in s.samples)
+    tokens = frame_micro = total_micro = 0
+    for stream in session.streams.values():
+        tokens += len(stream.samples)
+        total_micro += stream.state.eu_micro
+        for sample in stream.samples:
+            frame_micro += sample.eu_micro
     alpha = session.params.eu_rate_alpha
     session.eu_rate = alpha * frame_micro / tick_us + (1 - alpha) * session.eu_rate  # µEU per µs = EU per s
     payload = EnergyUpdatePayload(
-        tokens=sum(len(s.samples) for s in streams),
+        tokens=tokens,
         eu_frame=round(frame_micro / MICRO, EU_DECIMALS),
-        eu_total=round(sum(s.state.eu_micro for s in streams) / MICRO, EU_DECIMALS),
+        eu_total=round(total_micro / MICRO, EU_DECIMALS),
         eu_rate=round(session.eu_rate, EU_DECIMALS),
-        streams=tuple(_reading(s, session.params, mono_us, queue_depth) for s in streams),
+        streams=tuple([_reading(s, session.params, mono_us, queue_depth) for s in session.streams.values()]),
     )
     return Event(ENERGY_UPDATE, session_id, payload)
 

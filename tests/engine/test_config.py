@@ -446,8 +446,8 @@ def valid(field):
         whole = st.integers(int(row.minimum), int(row.maximum))
         return st.none() | whole if "None" in kind else whole
     if "Secret" in kind:
-        visible = st.characters(min_codepoint=33, max_codepoint=126)
-        return st.lists(st.text(visible, min_size=1, max_size=20), max_size=3)
+        key = st.text(st.characters(min_codepoint=33, max_codepoint=126), min_size=1, max_size=20)
+        return st.lists(key, max_size=3) if "tuple" in kind else st.none() | key
     if "tuple" in kind:
         return st.lists(st.from_regex(row.pattern, fullmatch=True), max_size=3)
     if "dict" in kind:
@@ -469,6 +469,9 @@ def test_what_is_written_is_what_is_read(tmp_path, data):
     wanted["ws"]["port"] = (wanted["http"]["port"] + 1) % 65536
     found = load(tmp_path, json.dumps(wanted, ensure_ascii=False))
     read = settings_dict(found) | {"api_keys": [key.reveal() for key in found.api_keys]}
+    token = found.llama_cpp.hub_token
+    assert read["llama_cpp"]["hub_token"] == (None if token is None else "***")
+    read["llama_cpp"]["hub_token"] = None if token is None else token.reveal()
     assert read == wanted
-    masked = {**read, "api_keys": []}
+    masked = {**read, "api_keys": [], "llama_cpp": {**read["llama_cpp"], "hub_token": None}}
     assert settings_dict(load(tmp_path, json.dumps(masked, ensure_ascii=False))) == masked

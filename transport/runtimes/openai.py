@@ -10,7 +10,7 @@ Whether a model gives log-probabilities shows in its answers only; the capabilit
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
@@ -86,7 +86,8 @@ class OpenAIRuntime:
             raise ConfigError(f"the URL of {self.name} holds a user or a password; give an API key instead")
         if self.api_key is not None and not _KEY.fullmatch(self.api_key):
             raise ConfigError(f"the API key of {self.name} holds blanks or characters that cannot stand in a header")
-        self._upstream = _KeyedUpstream(self.name, self.url, self.transport, api_key=self.api_key)
+        headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
+        self._upstream = Upstream(self.name, self.url, self.transport, headers)
 
     @property
     def local(self) -> bool:
@@ -118,6 +119,11 @@ class OpenAIRuntime:
         named = {model.id: model for model in listed if is_model_name(model.id)}
         self.counters.unnameable_models = len(names) - len(named)
         return tuple(self._info(model) for model in named.values())
+
+    async def resident(self) -> Mapping[str, int | None] | None:
+        """None: the API has no way to say what is in memory."""
+        await trio.lowlevel.checkpoint()
+        return None
 
     async def load(self, model: str) -> Loaded:
         """Loads nothing: the server does that by itself, with the first request or before it listens. Raises
@@ -211,18 +217,6 @@ class OpenAIRuntime:
         return ModelInfo(
             name=model.id, runtime=self.name, size_bytes=None, capabilities=tuple(capabilities), details=details
         )
-
-
-@attrs.define(eq=False)
-class _KeyedUpstream(Upstream):
-    """Sends the key with every request."""
-
-    api_key: str | None = attrs.field(default=None, repr=False, kw_only=True)
-
-    def __attrs_post_init__(self) -> None:
-        super().__attrs_post_init__()
-        if self.api_key is not None:
-            self._client.headers["authorization"] = f"Bearer {self.api_key}"
 
 
 async def _next_read(response: UpstreamResponse, stream: wire.ChunkStream) -> bytes | None:

@@ -7,7 +7,7 @@ stale and there is nothing to close at the end.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from typing import Final
 from urllib.parse import urlsplit
@@ -34,11 +34,12 @@ ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
 ERROR_BYTES_MAX: Final = 64 * 1024
 
 Transport = httpx.AsyncBaseTransport
+_LIMITS: Final = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=0)
 
 # First match wins. What httpx calls it, what it is to us, and the rest of the sentence "NAME at URL …".
 _Faults = tuple[tuple[type[httpx.HTTPError], type[RuntimeFault], str], ...]
 _BEFORE_HEAD: Final[_Faults] = (
-    (httpx.ConnectTimeout, RuntimeUnavailable, f"did not take a connection within {CONNECT_S:g} s"),
+    (httpx.ConnectTimeout, RuntimeUnavailable, "did not take a connection within {connect_s:g} s"),
     (httpx.ConnectError, RuntimeUnavailable, "does not answer: nothing listens there"),
     (httpx.PoolTimeout, RuntimeUnavailable, f"has all of our {CONNECTIONS_MAX} connections in use"),
     (httpx.WriteTimeout, UpstreamTimeout, f"did not read the request for {WRITE_S:g} s"),
@@ -52,6 +53,11 @@ _IN_BODY: Final[_Faults] = (
 )
 
 
+def unix_socket(path: str) -> Transport:
+    """The way to a server that listens on the socket at `path`; the host in its URL is only a name then."""
+    return httpx.AsyncHTTPTransport(uds=path, verify=False, trust_env=False, limits=_LIMITS)
+
+
 @attrs.frozen
 class Answer:
     """A whole response."""
@@ -63,7 +69,8 @@ class Answer:
 
 @attrs.define(eq=False)
 class Upstream:
-    """One runtime at `url`. `name` stands in its errors. `transport` is a network in memory, for tests.
+    """One runtime at `url`. `name` stands in its errors. `transport` is another way to it than TCP: `unix_socket`, or a
+    network in memory for tests. `headers` go out with every request and nowhere else: they may hold a key.
 
     Raises RuntimeUnavailable, UpstreamTimeout and UpstreamProtocolError. Cancelled anywhere: the connection is closed.
     """
@@ -71,6 +78,8 @@ class Upstream:
     name: str
     url: str
     transport: Transport | None = None
+    headers: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    connect_s: float = CONNECT_S
     _client: httpx.AsyncClient = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -80,10 +89,10 @@ class Upstream:
             trust_env=False,
             follow_redirects=False,
             verify=urlsplit(self.url).scheme == "https",  # reading all certificates costs 30 ms, and http has none
-            headers={"accept-encoding": "identity", "user-agent": "wf-engine"},
-            limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=0),
+            headers={"accept-encoding": "identity", "user-agent": "wf-engine", **self.headers},
+            limits=_LIMITS,
             # Waiting for the head and for the body is bounded per call, by trio deadlines.
-            timeout=httpx.Timeout(connect=CONNECT_S, write=WRITE_S, pool=POOL_S, read=None),
+            timeout=httpx.Timeout(connect=self.connect_s, write=WRITE_S, pool=POOL_S, read=None),
         )
 
     @asynccontextmanager
@@ -130,7 +139,7 @@ class Upstream:
         """What an error of the library is to the engine."""
         for kind, fault, text in table:
             if isinstance(error, kind):
-                return fault(f"{self.name} at {self.url} {text}")
+                return fault(f"{self.name} at {self.url} {text.format(connect_s=self.connect_s)}")
         raise AssertionError("both tables end with httpx.HTTPError")
 
 

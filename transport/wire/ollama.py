@@ -197,7 +197,8 @@ def _chunks(record: _Record, line: bytes, t_us: int) -> tuple[Chunk, ...]:
     message = record.message or record
     content = record.message.content if record.message else record.response
     parts = records.parts(message.thinking, content, message.tool_calls)
-    entries = tuple(records.token_logprob(entry, entry.token) for entry in record.logprobs or ())
+    found = record.logprobs or ()
+    entries = records.token_logprobs(found, [entry.token for entry in found])
     return records.chunks(parts, entries, t_us, line, _end(record) if record.done else None)
 
 

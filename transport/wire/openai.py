@@ -33,8 +33,9 @@ MODELS_PATH: Final = "/v1/models"
 DONE: Final = b"[DONE]"
 CHOICES_MAX: Final = 16  # one is asked for
 _BROKEN: Final = frozenset({"error", "abort"})
-# Servers that check requests with pydantic quote the request after `input`.
-_QUOTES: Final = (" raw=", "'input'", '"input"', "input_value=")
+# Servers that check requests with pydantic quote the request after `input`; llama.cpp quotes the answer that it cannot
+# take apart.
+_QUOTES: Final = (" raw=", "'input'", '"input"', "input_value=", " at pos ")
 
 _Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 _TokenBytes = Annotated[list[_Byte], msgspec.Meta(max_length=4 * TOKEN_CHARS_MAX)]
@@ -235,8 +236,7 @@ def _entries(logprobs: _LogProbs | None, text: str) -> tuple[TokenLogprob, ...]:
         return ()
     if logprobs.content is None:
         return _completion_entries(logprobs)
-    tokens = _spelled(logprobs.content, text)
-    return tuple(records.token_logprob(entry, token) for token, entry in zip(tokens, logprobs.content, strict=True))
+    return records.token_logprobs(logprobs.content, _spelled(logprobs.content, text))
 
 
 def _spelled(entries: Sequence[_Entry], text: str) -> list[str]:

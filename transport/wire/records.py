@@ -39,14 +39,15 @@ _BYTE: Final = re.compile(r" \(byte (\d+)\)")
 
 class Top(msgspec.Struct, gc=False):
     token: TokenText
-    logprob: LogProb
+    logprob: LogProb | None
 
 
 class Entry(msgspec.Struct):
-    """The log-probability of one token, with the alternatives to it."""
+    """The log-probability of one token, with the alternatives to it. llama.cpp goes on when a model's arithmetic
+    overflows, and writes NaN as null."""
 
     token: TokenText
-    logprob: LogProb
+    logprob: LogProb | None
     top_logprobs: Annotated[list[Top], msgspec.Meta(max_length=TOP_MAX)] | None = None
 
 
@@ -103,10 +104,16 @@ def parts(thinking: str | None, answer: str | None, calls: Iterable[msgspec.Raw]
     return found or [(TokenKind.ANSWER, "")]
 
 
-def token_logprob(entry: Entry, token: str) -> TokenLogprob:
-    """`entry` for what `token` says its text is."""
-    top = tuple(TopEntry(top.token, min(0.0, top.logprob)) for top in entry.top_logprobs or ())
-    return TokenLogprob(token, min(0.0, entry.logprob), top)
+def token_logprobs(entries: Sequence[Entry], tokens: Iterable[str]) -> tuple[TokenLogprob, ...]:
+    """The `entries` for what `tokens` say their texts are. None at all when one of them has no value."""
+    found = []
+    for entry, token in zip(entries, tokens, strict=True):
+        if entry.logprob is None:
+            return ()
+        top = ((top.token, top.logprob) for top in entry.top_logprobs or ())
+        known = tuple(TopEntry(text, min(0.0, value)) for text, value in top if value is not None)
+        found.append(TokenLogprob(token, min(0.0, entry.logprob), known))
+    return tuple(found)
 
 
 def chunks(

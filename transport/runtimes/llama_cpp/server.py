@@ -1,0 +1,55 @@
+"""The program that a model's process runs: llama.cpp's server on a unix socket, and nothing else.
+
+It is run as a file by an isolated interpreter (`python -I server.py …`), so it imports none of our packages. It ends
+with the signal that stops it; llama.cpp has no other way to close its server.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+from typing import Any, Final
+
+ERRORS_ONLY: Final = 1  # from level 4 on llama.cpp writes prompts to its log
+
+
+def configure(params: Any, options: argparse.Namespace) -> Any:
+    """`params` with what the engine decides. Everything else stays as llama.cpp has it."""
+    params.model.path = options.model
+    params.model_alias = {options.alias}  # else answers carry the path
+    params.n_ctx = options.context * options.parallel  # llama.cpp divides it among the answers at a time
+    params.n_parallel = options.parallel
+    if options.threads:
+        params.cpuparams.n_threads = options.threads
+    params.hostnames = [options.socket]
+    params.verbosity = ERRORS_ONLY
+    params.cache_ram_mib = 0  # else prompts of the past are kept in up to 8 GiB
+    params.offline = True
+    params.ui = False
+    return params
+
+
+def parse(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--alias", required=True)
+    parser.add_argument("--socket", required=True)
+    parser.add_argument("--context", type=int, required=True)
+    parser.add_argument("--parallel", type=int, required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    return parser.parse_args(argv)
+
+
+def main() -> None:
+    """Serve until a signal ends the process. A model that cannot be loaded ends it with a line that says why."""
+    import xllamacpp  # type: ignore[import-untyped, unused-ignore]  # an extra: it may not be there
+
+    options = parse()
+    server = xllamacpp.Server(configure(xllamacpp.CommonParams(), options))  # returns when the model is loaded
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # some releases catch it and go on
+    while server.listening_address:  # it serves as long as somebody holds it
+        signal.pause()
+
+
+if __name__ == "__main__":
+    main()
