@@ -179,14 +179,16 @@ class ModelPulls:
             await self._tell(pull, ModelState.ABSENT, "stopped" if pull.scope.cancelled_caught else "downloaded")
 
     async def _steps(self, pull: _Pull) -> None:
-        told_at = trio.current_time()
+        told_at, told = trio.current_time(), pull.progress
         async with aclosing(pull.runtime.pull(pull.model)) as steps:
             async for progress in steps:
                 pull.progress = progress
                 pull.wake()
                 if trio.current_time() >= told_at + NEWS_INTERVAL_S:
-                    told_at = trio.current_time()
+                    told_at, told = trio.current_time(), progress
                     await self._tell(pull, ModelState.PULLING)
+        if told is not pull.progress:
+            await self._tell(pull, ModelState.PULLING)
 
     async def _tell(self, pull: _Pull, state: ModelState, reason: str | None = None) -> None:
         share = pull.progress.share if state is ModelState.PULLING else None

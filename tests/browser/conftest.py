@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import attrs
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, WebSocket, sync_playwright
+
+from tests.system.process import EngineProcess
 
 CHROMIUM = Path(os.environ.get("WF_CHROMIUM", "/usr/bin/chromium"))
 ARGS = [
@@ -25,7 +27,6 @@ ARGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-START_CHECKS = 600  # of 50 ms each
 LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
 
 
@@ -35,39 +36,23 @@ class Address:
     ws: str
 
 
+@contextmanager
+def serving(folder: Path, **env: str) -> Iterator[Address]:
+    """`serve` on free ports, with the built-in models and the seeded source."""
+    engine = EngineProcess.spawn(folder, env=env)
+    try:
+        engine.wait_ready()
+        yield Address(engine.http, engine.ws)
+        engine.signal(signal.SIGTERM)
+        assert engine.wait_exit() == 0, engine.stderr()
+    finally:
+        engine.kill()
+
+
 @pytest.fixture(scope="session")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
-    """`serve` on free ports, with the built-in models and the seeded source."""
-    folder = tmp_path_factory.mktemp("engine")
-    port_file, log = folder / "ports.json", folder / "log"
-    command = [sys.executable, "-m", "engine", "serve", "--port", "0", "--ws-port", "0"]
-    command += ["--port-file", str(port_file), "--synthetic", "42"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            env=os.environ | {"WF_DATA_DIR": str(folder / "state"), "WF_OLLAMA__ENABLED": "false"},
-            stdout=output,
-            stderr=output,
-        )
-    try:
-        yield _ready(process, port_file, log)
-    finally:
-        process.terminate()
-        assert process.wait(timeout=20) == 0, log.read_text()
-
-
-def _ready(process: subprocess.Popen[bytes], port_file: Path, log: Path) -> Address:
-    """The port file is written once the engine answers."""
-    for _ in range(START_CHECKS):
-        if port_file.is_file():
-            address = json.loads(port_file.read_bytes())
-            return Address(address["http"], address["ws"])
-        try:
-            process.wait(timeout=0.05)
-        except subprocess.TimeoutExpired:
-            continue
-        pytest.fail(f"the engine ended at once:\n{log.read_text()}")
-    pytest.fail(f"no port file came:\n{log.read_text()}")
+    with serving(tmp_path_factory.mktemp("engine")) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
@@ -85,10 +70,11 @@ def browser() -> Iterator[Browser]:
 
 @attrs.define(eq=False, slots=False)  # Playwright hangs its wrappers on the object
 class Watch:
-    """What a page did that no test of it may let pass, and every frame it received."""
+    """What a page did that no test of it may let pass, and every frame it received and message it sent."""
 
     faults: list[str] = attrs.field(factory=list)
     frames: list[dict] = attrs.field(factory=list)
+    sent: list[dict] = attrs.field(factory=list)
 
     def console(self, message: ConsoleMessage) -> None:
         if message.type in ("error", "warning"):
@@ -103,6 +89,7 @@ class Watch:
         if urlsplit(socket.url).hostname not in LOOPBACK:
             self.faults.append(f"socket off this machine: {socket.url}")
         socket.on("framereceived", lambda payload: self.frames.append(json.loads(payload)))
+        socket.on("framesent", lambda payload: self.sent.append(json.loads(payload)))
 
     def last_energy(self) -> dict:
         """The newest `energy.update` that came over the wire."""
@@ -116,18 +103,33 @@ def watch() -> Watch:
 
 
 @pytest.fixture
-def blank(browser: Browser, watch: Watch, engine: Address) -> Iterator[Page]:
-    """A fresh page that has not gone anywhere; at the end, nothing may have gone wrong on it."""
-    context = browser.new_context(base_url=engine.http, viewport={"width": 1440, "height": 900}, color_scheme="dark")
-    page = context.new_page()
-    page.on("console", watch.console)
-    page.on("pageerror", lambda error: watch.faults.append(f"page error: {error}"))
-    page.on("request", watch.request)
-    page.on("websocket", watch.socket)
-    yield page
-    inside = page.evaluate("window.__wf ? window.__wf.errors : []")
-    context.close()
+def open_blank(browser: Browser, watch: Watch) -> Iterator[Callable[[Address], Page]]:
+    """Opens a fresh page for an engine that has not gone anywhere; at the end, nothing may have gone wrong on it."""
+    pages: list[Page] = []
+
+    def open_page(engine: Address) -> Page:
+        context = browser.new_context(
+            base_url=engine.http, viewport={"width": 1440, "height": 900}, color_scheme="dark"
+        )
+        page = context.new_page()
+        page.on("console", watch.console)
+        page.on("pageerror", lambda error: watch.faults.append(f"page error: {error}"))
+        page.on("request", watch.request)
+        page.on("websocket", watch.socket)
+        pages.append(page)
+        return page
+
+    yield open_page
+    inside: list[str] = []
+    for page in pages:
+        inside += page.evaluate("window.__wf ? window.__wf.errors : []")
+        page.context.close()
     assert watch.faults + inside == []
+
+
+@pytest.fixture
+def blank(open_blank: Callable[[Address], Page], engine: Address) -> Page:
+    return open_blank(engine)
 
 
 @pytest.fixture

@@ -42,6 +42,7 @@ export function outcome(session, answeredMs) {
   if (known(end.summary?.energy_mean)) parts.push(`mean E ${fixed(end.summary.energy_mean, 2)}`);
   if (end.summary?.stalls) parts.push(counted(end.summary.stalls, "stall"));
   if (end.totals?.prompt_tokens_dropped) parts.push(`prompt cut by ${counted(end.totals.prompt_tokens_dropped, "token")}`);
+  if (session.modelState?.state === "ready" && session.modelState.reason) parts.push(visible(session.modelState.reason));
   return parts.join(" · ");
 }
 
@@ -131,12 +132,10 @@ function facts({ runtime, details = {}, capabilities = [] }) {
   return lines;
 }
 
-/** The sampling parameters in force, and what had to be done to the model for them. @param {Session} session */
+/** The sampling parameters in force. @param {Session} session */
 function parameters(session) {
   const set = Object.entries(session.parameters).filter(([, value]) => known(value));
-  const words = set.map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`);
-  if (session.modelState?.state === "ready" && session.modelState.reason) words.push(visible(session.modelState.reason));
-  return words.join(" · ");
+  return set.length > 0 ? set.map(([name, value]) => `${name.replaceAll("_", " ")} ${value}`).join(" · ") : "";
 }
 
 /** Model card: the one that speaks, else the one that is picked. @param {Session|null} session @param {Composer} composer @param {number} now */

@@ -168,6 +168,7 @@ class Page {
   _listed(listing) {
     this.downloads.listed(listing.pulls ?? []);
     this.library.listed();
+    this.readiness.listed(listing.models);
   }
 
   /** The engine is in another state than before. @param {string} before @param {string} after */

@@ -23,6 +23,9 @@ export class Downloads {
     this.onEnd = onEnd;
     /** @type {Map<string, Download>} */
     this.rows = new Map();
+    this._leaving = false; // the page goes: what ends now was not given up
+    addEventListener("pagehide", () => (this._leaving = true));
+    addEventListener("pageshow", () => (this._leaving = false));
   }
 
   /** @param {string} name whether it is on its way, or waits for somebody's decision here */
@@ -70,11 +73,7 @@ export class Downloads {
   /** An `experience.model` event. @param {{model: string, state: string, progress: number|null, reason: string|null}} event */
   heard({ model, state, progress, reason }) {
     const row = this.rows.get(model);
-    if (row?.abort) {
-      if (state === "pulling" && row.state === "pulling") Object.assign(row, { progress, status: reason ?? row.status });
-      if (state === "loading" && row.state === "loading") row.status = reason ?? row.status;
-      return;
-    }
+    if (row?.abort) return; // its own stream tells more, and sooner
     if (state === "pulling") {
       if (row || this.rows.size < ROWS_MAX) Object.assign(this._row(model, null), { progress, status: reason ?? "" });
     } else if (row?.state === "pulling") {
@@ -117,6 +116,7 @@ export class Downloads {
   }
 
   _keep() {
+    if (this._leaving) return;
     try {
       sessionStorage.setItem(KEPT, JSON.stringify([...this.rows.values()].filter((row) => row.abort).map((row) => row.name)));
     } catch {

@@ -47,6 +47,7 @@ export function showGuide(readiness, downloads, demonstrations, now) {
 function tried({ wanted }) {
   const list = byId("guide-tried");
   const lines = wanted.map(({ name, up, reason, url }) => {
+    if (up === false && reason?.startsWith(name)) return reason; // it speaks for itself
     const found = up === null ? "is being asked" : up ? "answers" : "does not answer";
     return `${name} ${found}${reason && up !== null ? `: ${reason}` : url ? ` at ${url}` : ""}`;
   });

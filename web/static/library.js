@@ -57,11 +57,10 @@ export class Library {
   show(models, away) {
     if (!this._stale) return;
     this._stale = false;
-    const states = [...models.values()].map((model) => this._heard.get(model.name)?.state ?? model.state ?? "");
-    const ready = states.filter((state) => state === "ready").length;
-    put(byId("models-count"), `${models.size}, ${ready} in memory`);
-    const rows = [...models.values()].slice(0, LISTED).map((model, i) => this._row(model, states[i], away.includes(model.runtime)));
-    this.list.replaceChildren(...rows);
+    const told = [...models.values()].map((model) => ({ model, state: this._heard.get(model.name)?.state ?? model.state ?? "" }));
+    put(byId("models-count"), `${models.size} · ${told.filter(({ state }) => state === "ready").length} in memory`);
+    told.sort((a, b) => Number(a.state === "absent") - Number(b.state === "absent")); // what something happens to comes first
+    this.list.replaceChildren(...told.slice(0, LISTED).map(({ model, state }) => this._row(model, state, away.includes(model.runtime))));
     byId("model-list-rest").hidden = models.size <= LISTED;
     put(byId("model-list-rest"), `and ${models.size - LISTED} more`);
   }

@@ -17,6 +17,9 @@ export class Readiness {
     this.state = ""; // starting, no_runtime, no_models or ready; empty before the first answer
     this.since = 0; // of this state, as far as this page saw it
     this.asking = false;
+    this._again = false; // asked for while an answer was on its way
+    /** @type {{runtime: string}[]|null} the newest, until it was compared */
+    this._listing = null;
     this._polls = 0;
     this._timer = 0;
     document.addEventListener("visibilitychange", () => this._looked());
@@ -38,8 +41,27 @@ export class Readiness {
     return (this.health?.runtimes ?? []).filter((runtime) => !runtime.local).map((runtime) => runtime.name);
   }
 
+  /** There is a listing of models. If it tells of another state than this one, it is time to ask. @param {{runtime: string}[]} models */
+  listed(models) {
+    this._listing = models;
+    if (!this.asking) this._compare();
+  }
+
+  /** Each listing leads to one question at most. */
+  _compare() {
+    const models = this._listing;
+    const names = new Set(this.wanted.map((runtime) => runtime.name));
+    if (models === null || this.health === null) return;
+    this._listing = null;
+    if (names.size > 0 && models.some(({ runtime }) => names.has(runtime)) !== (this.state === "ready")) this._ask();
+  }
+
   async _ask() {
-    if (this.asking) return;
+    if (this.asking) {
+      this._again = true;
+      return;
+    }
+    this._again = false;
     clearTimeout(this._timer);
     this._timer = 0;
     this.asking = true;
@@ -51,7 +73,9 @@ export class Readiness {
       this.asking = false;
     }
     this._enter(this.health.state ?? "ready");
-    this._next();
+    if (this._again) this._ask();
+    else this._compare();
+    if (!this.asking) this._next();
   }
 
   /** @param {string} state */

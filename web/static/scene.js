@@ -73,8 +73,7 @@ function axes(ctx, field, palette, session) {
   }
   ctx.textAlign = "center";
   const second = FRAME_HZ * COLUMN_PX;
-  const step = 1;
-  for (let s = step; x1 - s * second > x0 + 12; s += step) {
+  for (let s = 1; x1 - s * second > x0 + 12; s += 1) {
     const x = x1 - s * second;
     ctx.fillStyle = palette.line;
     ctx.globalAlpha = 0.35;
