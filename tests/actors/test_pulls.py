@@ -58,7 +58,7 @@ async def test_a_missing_model_is_downloaded_when_asked_for(autojump_clock):
         assert states[-1] == ("new", ModelState.ABSENT, "downloaded")
         shares = [news.progress for news in d.told if news.state is ModelState.PULLING]
         assert shares[0] is None
-        assert shares[1:] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0]
+        assert shares[1:] == [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.0]  # the last step is told too
         assert d.pulls.under_way() == {}
 
 
