@@ -17,7 +17,7 @@ from actors.frame_client import ClientServices, FrameClient, HubCounters, Sink
 from actors.frame_history import FrameHistory, Since
 from actors.kernel import Inlet
 from actors.session_log import Follower, SessionLog
-from engine.domain.events import HEARTBEAT, SESSION_END, Event, HeartbeatPayload
+from engine.domain.events import HEARTBEAT, SESSION_END, Event, HeartbeatPayload, TokensPayload
 from engine.domain.frames import Frame
 from engine.domain.generation import Clock
 from engine.domain.telemetry import Telemetry
@@ -36,6 +36,7 @@ from transport.wire.frames import (
 MAILBOX_FRAMES: Final = 2
 RETRY_S: Final = 1 / 60  # a lagging client is tried again after this, also when no frame comes
 BACKLOG_TOTAL_BYTES_MAX: Final = 64 * 1024 * 1024  # event lines of all sessions together
+TOLD: Final = TokensPayload("", "", ())
 REPORTS_MAX: Final = 64  # of clients that tell what they rendered
 SNAPSHOT_ENDED_MAX: Final = 8  # ended sessions in a snapshot; all active ones are in it
 HEARTBEAT_US: Final = 1_000_000
@@ -154,7 +155,7 @@ class FrameHub:
         self._remember(frame, payloads)
         heartbeat = self._heartbeat(frame)
         plain = [(e, encode_event(e, p)) for e, p in zip(frame.events, payloads, strict=True)]
-        self._history.add(frame, plain)
+        self._history.add(attrs.evolve(frame, events=()), [(_told(event), data) for event, data in plain])
         shared: dict[Subscription, tuple[bytes, list[tuple[Event, bytes]]]] = {}
         for client in self.clients:
             wanted = client.subscription
@@ -228,3 +229,9 @@ class FrameHub:
             total -= log.size_bytes
             self.counters.backlogs_cut += log.size_bytes > 0
             log.forget_lines()
+
+
+def _told(event: Event) -> Event:
+    """The event without its payload, for keeping beside its bytes: thousands of tokens with their candidates would cost
+    far more memory than the bytes do, and the garbage collector would go through them again and again."""
+    return Event(event.type, event.session_id, TOLD)

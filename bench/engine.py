@@ -19,6 +19,8 @@ LIBRARIES = (
     " msgspec, yaml, numpy, regex"
 )
 
+CPUCLOCK_SCHED = 2  # Linux: the clock of a process is ~pid, shifted, with the kind of clock (man clock_getcpuclockid)
+
 
 @contextmanager
 def serving(*flags: str, **env: str) -> Iterator[EngineProcess]:
@@ -63,9 +65,13 @@ def import_rss_bytes() -> int:
 
 
 def cpu_s(engine: EngineProcess) -> float:
-    """Processor time the engine has used, all threads."""
-    fields = Path(f"/proc/{engine.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    """Processor time the engine has used, all threads, also those that ended."""
+    return cpu_of(engine.process.pid)
+
+
+def cpu_of(pid: int) -> float:
+    """Processor seconds of another process, to the nanosecond: /proc counts in hundredths of a second."""
+    return time.clock_gettime(~pid << 3 | CPUCLOCK_SCHED)
 
 
 def rss_bytes(engine: EngineProcess) -> int:

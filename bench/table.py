@@ -29,6 +29,13 @@ class Row:
         verdict = {None: "", True: "met", False: "MISSED"}[self.met]
         return self.what, f"{figure(self.measured)} {self.unit}", limit, ratio, self.target, verdict
 
+    def as_json(self) -> dict[str, object]:
+        """What a baseline keeps: figures as they are, to four digits."""
+        ratio = self.measured / self.limit if self.limit else None
+        figures = {"measured": self.measured, "limit": self.limit, "ratio": ratio}
+        rounded = {name: None if value is None else float(f"{value:.4g}") for name, value in figures.items()}
+        return {"what": self.what, "unit": self.unit, **rounded, "limit_is": self.limit_is, "target": self.target}
+
 
 def at_most(what: str, measured: float, unit: str, most: float, **limit) -> Row:
     return Row(what, measured, unit, target=f"≤ {figure(most)} {unit}", met=measured <= most, **limit)
