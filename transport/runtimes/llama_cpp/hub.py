@@ -259,8 +259,8 @@ def _refusal(status: int, repo: str) -> EngineError:
     if status in (401, 403):
         return ModelNotFound(
             f"Hugging Face does not give us {repo} ({status}): there is no such repository, or it is private or its "
-            "terms must be accepted first. Accept them there and set llama_cpp.hub_token, or download the file yourself "
-            "and give its path",
+            "terms must be accepted first. Accept them there and set llama_cpp.hub_token, or download the file "
+            "yourself and give its path",
             model=repo,
         )
     if status == 404:
