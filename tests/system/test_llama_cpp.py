@@ -68,10 +68,21 @@ def endless(tmp_path: Path) -> Path:
     return path
 
 
+SERVER = b"llama_cpp/server.py"
+
+
 def children() -> list[int]:
-    """The processes of ours that live."""
+    """The model processes of this one. Other tests may have left children that serve the whole run."""
     tasks = Path("/proc/self/task").iterdir()
-    return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    found = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+    return [pid for pid in found if SERVER in _command_line(pid)]
+
+
+def _command_line(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:  # it ended meanwhile
+        return b""
 
 
 def lives(pid: int) -> bool:
