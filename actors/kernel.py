@@ -54,16 +54,23 @@ class Outlet(Generic[T]):
         """Send without loss; returns the seconds it was held (0.0 when there was room). Cancelled here: not sent.
 
         Raises trio.BrokenResourceError when the receiver is gone for good."""
-        try:
-            self._channel.send_nowait(item)
-            held_s = 0.0
-        except trio.WouldBlock:
-            began = trio.current_time()
-            await self._channel.send(item)
-            held_s = trio.current_time() - began
-            self._counters.blocked_s += held_s
+        if self.try_put(item):
+            return 0.0
+        began = trio.current_time()
+        await self._channel.send(item)
+        held_s = trio.current_time() - began
+        self._counters.blocked_s += held_s
         self._counters.sent += 1
         return held_s
+
+    def try_put(self, item: T) -> bool:
+        """`put` where there is room; False where it would wait, which the caller then does."""
+        try:
+            self._channel.send_nowait(item)
+        except trio.WouldBlock:
+            return False
+        self._counters.sent += 1
+        return True
 
     def offer(self, item: T) -> bool:
         """Send if there is room; False (and counted) otherwise. Never waits."""

@@ -13,6 +13,7 @@ import trio
 from actors.catalog import ModelRef
 from actors.kernel import Outlet
 from actors.lease import PoolHandle
+from actors.reply_line import ReplyLine
 from actors.stream import ModelStream, Timeouts
 from engine.domain.energy import EnergyParams
 from engine.domain.errors import EngineError, InternalError, Overloaded, SessionNotFound, UpstreamTruncated
@@ -20,12 +21,14 @@ from engine.domain.events import ModelChanged, SessionClosed, SessionOpened, Ses
 from engine.domain.generation import (
     Clock,
     EndReason,
+    ForwardRequest,
     GenerationEnd,
     GenerationRequest,
     Origin,
 )
 from engine.domain.models import ModelState
 from policies.reload import reload_reason
+from policies.timing import Timing, timing_of
 
 RETRY_AFTER_S: Final = 1
 RETOLD_US: Final = 5_000_000  # ends this recent may still have been in the mailboxes of a stage that crashed
@@ -43,6 +46,8 @@ class SessionRequest:
     origin: Origin
     mode: str = "single"
     dropped_models: tuple[str, ...] = ()
+    reply: ReplyLine | None = None  # of a caller who answers in a dialect of his own
+    forward: ForwardRequest | None = None  # ask the runtime this, in its own dialect
 
 
 @attrs.frozen
@@ -55,6 +60,17 @@ class SessionReport:
     tokens_generated: int
     duration_ms: float
     stop_latency_ms: float | None
+
+
+@attrs.frozen
+class ReplyTimes:
+    """What a reply says of its generation; ms, null where there was nothing to measure."""
+
+    tokens: int
+    total_ms: float
+    load_ms: float
+    prompt_ms: float | None
+    generation_ms: float | None
 
 
 @attrs.define(eq=False)
@@ -74,16 +90,26 @@ class Session:
     opened_us: int = 0
     closed_us: int = 0
     stop_latency_ms: float | None = None
+    waited_ms: float = 0.0  # for the model: its turn, and its load
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     _stop: tuple[EndReason, EngineError | None] | None = None
     _stop_us: int = 0
     _stream: ModelStream = attrs.field(init=False)
     _told: SessionClosed | None = None
     _cold: bool | None = None
+    _load_ms: float = 0.0
 
     def __attrs_post_init__(self) -> None:
         ref = StreamRef(self.id, f"{self.id}:0", self.asked.model.name)
-        self._stream = ModelStream(ref, self.asked.model.runtime, self.asked.request, self.signals, self.timeouts)
+        self._stream = ModelStream(
+            ref,
+            self.asked.model.runtime,
+            self.asked.request,
+            self.signals,
+            self.timeouts,
+            self.asked.reply,
+            self.asked.forward,
+        )
         self.opened_us = self.clock()
 
     async def run(self) -> None:
@@ -104,6 +130,8 @@ class Session:
         if self._stop is not None and end is None:
             self.stop_latency_ms = (self.closed_us - self._stop_us) / 1000
         self.state = "ended"
+        if self.asked.reply is not None:
+            self.asked.reply.end(self.reason, end, error)  # before the frames hear of it: it never waits for them
         self._told = self._closed(end, error)
         self._forget_prompt()
         await self.signals.put(self._told)
@@ -127,16 +155,33 @@ class Session:
         state = "waiting" if self.state == "streaming" and self._stream.first_us is None else self.state
         return SessionReport(self.id, state, self.reason, self._stream.tokens, duration_ms, self.stop_latency_ms)
 
+    def reply_end(self, end: GenerationEnd) -> ReplyTimes:
+        """The figures of a reply's last frame."""
+        first_us, last_us = self._stream.first_us, self._stream.last_us
+        load_ms = end.load_ms if end.load_ms is not None else self._load_ms
+        return ReplyTimes(
+            tokens=self._stream.tokens,
+            total_ms=(self.closed_us - self.opened_us) / 1000,
+            load_ms=load_ms,
+            prompt_ms=None if first_us is None else max(0.0, (first_us - self.opened_us) / 1000 - load_ms),
+            generation_ms=None if first_us is None or last_us is None else (last_us - first_us) / 1000,
+        )
+
+    def _timing(self) -> Timing | None:
+        arrivals = self._stream.arrivals
+        return timing_of(*zip(*arrivals, strict=True)) if arrivals else None
+
     def _forget_prompt(self) -> None:
         """The record outlives the session; what was asked must not."""
         request = attrs.evolve(self.asked.request, prompt=None, messages=())
-        self.asked = attrs.evolve(self.asked, request=request)
-        self._stream.request = request
+        self.asked = attrs.evolve(self.asked, request=request, reply=None, forward=None)
+        self._stream.request, self._stream.forward = request, None
 
     async def _generate(self) -> GenerationEnd:
         options = self.asked.request.runner_options
         async with self.pool.lease(self.asked.model, self._tell, options) as grant:
-            self._cold = grant.cold
+            self._cold, self._load_ms = grant.cold, grant.load_ms
+            self.waited_ms = (self.clock() - self.opened_us) / 1000
             self.state = "streaming"
             end = await self._stream.run()
         reason = reload_reason(end.load_ms, grant.cold, grant.options_before, options)
@@ -186,6 +231,7 @@ class Session:
             duration_ms=(self.closed_us - self.opened_us) / 1000,
             stop_latency_ms=self.stop_latency_ms,
             cold=self._cold,
+            timing=self._timing(),
             prompt_tokens=None if end is None else end.prompt_tokens,
             prompt_tokens_dropped=0 if end is None else end.prompt_tokens_dropped,
             eval_count=None if end is None else end.eval_count,
@@ -259,6 +305,15 @@ class SessionTable:
         await session.closed.wait()
         return session.report()
 
+    def leave(self, session: Session, after_s: float | None) -> None:
+        """The caller of `session` has left: stop it after so many seconds (0: now; None: never)."""
+        if session.state == "ended" or after_s is None:
+            return
+        if after_s == 0 or self._nursery is None:
+            session.stop(EndReason.ABORTED)
+        else:
+            self._nursery.start_soon(_stop_later, session, after_s)
+
     def fail_all(self, error: EngineError) -> None:
         """A stage behind the sessions lost its state: none of them may go on with a hole, and an end that was on its
         way through that stage is told again."""
@@ -284,3 +339,9 @@ class SessionTable:
         for index, session in enumerate(ended):
             if session.closed_us < horizon_us or index < len(ended) - ENDED_MAX:
                 del self._sessions[session.id]
+
+
+async def _stop_later(session: Session, after_s: float) -> None:
+    with trio.move_on_after(after_s):
+        await session.closed.wait()
+    session.stop(EndReason.ABORTED)

@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import math
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
 from typing import Final
 
 import attrs
 import trio
 
 from actors.kernel import Outlet
+from actors.reply_line import Begun, ReplyLine
 from engine.domain.alignment import TokenLedger
-from engine.domain.errors import UpstreamProtocolError, UpstreamTimeout, UpstreamTruncated
+from engine.domain.errors import (
+    EngineError,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    UpstreamProtocolError,
+    UpstreamTimeout,
+    UpstreamTruncated,
+)
 from engine.domain.events import SessionSignal, StreamRef, TokenBatch
-from engine.domain.generation import Chunk, GenerationEnd, GenerationRequest, Runtime
+from engine.domain.generation import (
+    Chunk,
+    Forwarder,
+    ForwardRequest,
+    GenerationEnd,
+    GenerationRequest,
+    Read,
+    Runtime,
+)
 
 BATCH_TOKENS_MAX: Final = 256
+ARRIVALS_MAX: Final = 4_096  # looked at to tell a model's own pace from that of a buffer
+DEADLINE_SLACK: Final = 0.01  # of a limit
 
 
 @attrs.frozen
@@ -28,37 +48,99 @@ class Timeouts:
 
 @attrs.define(eq=False)
 class ModelStream:
-    """`tokens` and `first_us` may be read while it runs."""
+    """`tokens`, `first_us` and `last_us` (arrivals of the first and the last token) may be read while it runs.
+
+    With `reply`, everything the runtime says is handed to it too, before the next is read. With `forward`, that is what
+    the runtime is asked, in its own dialect, in place of `request`."""
 
     ref: StreamRef
     runtime: Runtime
     request: GenerationRequest
     signals: Outlet[SessionSignal]
     timeouts: Timeouts
+    reply: ReplyLine | None = None
+    forward: ForwardRequest | None = None
     tokens: int = 0
     first_us: int | None = None
+    last_us: int | None = None
+    arrivals: list[tuple[int, int]] = attrs.field(factory=list)  # µs and tokens of the first reads with any
     _ledger: TokenLedger = attrs.field(factory=TokenLedger)
     _held_s: float = 0.0
+    _limit_s: float = 0.0
+    _patience: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
     async def run(self) -> GenerationEnd:
         """Until the runtime's terminal record.
 
         Raises UpstreamTruncated when the stream stops without one, UpstreamTimeout when no token comes in time, and
         whatever the runtime raises. Cancelled here: the runtime is stopped before this returns."""
-        limit_s = self.timeouts.first_token_s
-        with trio.CancelScope(deadline=trio.current_time() + limit_s) as patience:
-            async with self.runtime.generate(self.request) as chunks:
-                while (chunk := await anext(chunks, None)) is not None:
-                    until = patience.deadline
-                    patience.deadline = math.inf  # waiting for room of our own is not the runtime's fault
-                    if await self._pass_on(chunk):
-                        limit_s = self.timeouts.progress_s
-                        until = trio.current_time() + limit_s
-                    if chunk.end is not None:
-                        return chunk.end
-                    patience.deadline = until  # a record without a token is no progress
+        self._limit_s = self.timeouts.first_token_s
+        self._patience.deadline = trio.current_time() + self._limit_s
+        with self._patience:
+            end = await (self._generate() if self.forward is None else self._forward(self.forward))
+            if end is not None:
+                return end
             raise UpstreamTruncated(f"{self.runtime.name} broke off without its final record", tokens=self.tokens)
-        raise UpstreamTimeout(f"{self.runtime.name} gave no token for {limit_s:g} s", limit_s=limit_s)
+        raise UpstreamTimeout(f"{self.runtime.name} gave no token for {self._limit_s:g} s", limit_s=self._limit_s)
+
+    async def _generate(self) -> GenerationEnd | None:
+        asked_s = trio.current_time()
+        async with self.runtime.generate(self.request) as chunks:
+            await self._hand_on(Begun(1000 * (trio.current_time() - asked_s)))
+            while (chunk := await anext(chunks, None)) is not None:
+                await self._take((chunk,), chunk)
+                if chunk.end is not None:
+                    return chunk.end
+        return None
+
+    async def _forward(self, asked: ForwardRequest) -> GenerationEnd | None:
+        """To the end of the body: bytes after the terminal record are the caller's too."""
+        assert isinstance(self.runtime, Forwarder)
+        end: GenerationEnd | None = None
+        asked_s = trio.current_time()
+        async with self.runtime.forward(asked) as answer:
+            waited_ms = 1000 * (trio.current_time() - asked_s)
+            await self._hand_on(Begun(waited_ms, answer.status, answer.content_type, answer.retry_after))
+            async for read in self._to_the_end(answer.reads):
+                await self._take(read.chunks, read)
+                end = next((chunk.end for chunk in read.chunks if chunk.end is not None), end)
+            if answer.status != 200:
+                raise _refused(self.runtime.name, answer.status)
+        return end
+
+    async def _to_the_end(self, reads: AsyncIterator[Read]) -> AsyncGenerator[Read, None]:
+        """Also tells the caller whether the runtime's body came to its own end: with an error it reports, or without
+        any last record, it may."""
+        data = b""
+        try:
+            async for read in reads:
+                data = read.data
+                yield read
+        except UpstreamProtocolError:
+            if self.reply is not None:
+                self.reply.whole = bool(data)  # an error that was reported was handed on
+            raise
+        if self.reply is not None:
+            self.reply.whole = True
+
+    async def _take(self, chunks: Sequence[Chunk], item: Chunk | Read) -> None:
+        """The tokens to the mapper, the whole to the reply. A record without a token is no progress."""
+        for chunk in chunks:
+            if await self._pass_on(chunk):
+                self._limit_s = self.timeouts.progress_s
+                _extend(self._patience, self._limit_s)
+        await self._hand_on(item)
+
+    async def _hand_on(self, item: Begun | Chunk | Read) -> None:
+        if self.reply is not None and not self.reply.try_put(item):
+            await self._held(self.reply.put(item))
+
+    async def _held(self, wait: Awaitable[float]) -> None:
+        """Waiting for room of our own is not the runtime's fault."""
+        until, self._patience.deadline = self._patience.deadline, math.inf
+        held_s = await wait
+        self._held_s += held_s
+        self._patience.deadline = until + held_s
 
     async def _pass_on(self, chunk: Chunk) -> bool:
         """Its tokens to the mapper; False when it has none."""
@@ -68,13 +150,25 @@ class ModelStream:
             return False
         if self.first_us is None:
             self.first_us = chunk.t_us
+        self.last_us = chunk.t_us
+        if len(self.arrivals) < ARRIVALS_MAX:
+            self.arrivals.append((chunk.t_us, len(tokens)))
         held_us = round(self._held_s * 1e6)
         self._held_s = 0.0
         for at in range(0, len(tokens), BATCH_TOKENS_MAX):
             batch = TokenBatch(self.ref, tokens[at : at + BATCH_TOKENS_MAX], held_us)
-            self._held_s += await self.signals.put(batch)
+            if not self.signals.try_put(batch):
+                await self._held(self.signals.put(batch))
             self.tokens += len(batch.tokens)
         return True
+
+
+def _extend(patience: trio.CancelScope, limit_s: float) -> None:
+    """`limit_s` from now, or up to 1 % later: moving a deadline costs as much as the rest of a token's way through
+    here, so it is not moved for every one."""
+    until, slack_s = trio.current_time() + limit_s, limit_s * DEADLINE_SLACK
+    if not until <= patience.deadline <= until + slack_s:
+        patience.deadline = until + slack_s
 
 
 def _refuse_surrogates(chunk: Chunk, runtime: str) -> None:
@@ -87,3 +181,13 @@ def _refuse_surrogates(chunk: Chunk, runtime: str) -> None:
         "".join(texts).encode()
     except UnicodeEncodeError:
         raise UpstreamProtocolError(f"{runtime} sent text that is not valid Unicode") from None
+
+
+def _refused(runtime: str, status: int) -> EngineError:
+    """For the session's own end; the caller got the runtime's words."""
+    message = f"{runtime} refused the request ({status})"
+    if status == 404:
+        return ModelNotFound(message, status=status)
+    if status in (429, 503):
+        return Overloaded(message, status=status)
+    return InvalidRequest(message, status=status) if status < 500 else UpstreamProtocolError(message, status=status)

@@ -38,7 +38,7 @@ from transport.endpoint import FrameEndpoint, FrameLimits
 from transport.listen import ListenLimits, bound_port, open_listener
 from web.app import create_app
 from web.guard import HttpLimits, HttpServer
-from web.handles import Engine, EngineFacts
+from web.handles import Engine, EngineFacts, LensRules
 from web.page import read_assets
 
 CUT_S: Final = 1.0  # after drain_s: what is not over by then is cancelled
@@ -112,6 +112,7 @@ async def running(
             assets,
             await trio.to_thread.run_sync(read_schemas),
             body_bytes_max=settings.limits.body_bytes_max,
+            lens_body_bytes_max=settings.lens.body_bytes_max,
             body_timeout_s=settings.limits.body_timeout_s,
         ),
         http_listener,
@@ -201,8 +202,10 @@ def handles(
         suggested_model=limits.suggested_model,
         remote=not (is_loopback(settings.http.host) and is_loopback(settings.ws_host)),
     )
+    lens = settings.lens
     return Engine(
         facts=facts,
+        lens=LensRules(lens.mode, lens.on_disconnect, lens.aliases),
         clock=core.clock,
         catalog=core.catalog,
         pool=core.pool,

@@ -21,6 +21,8 @@ from transport.wire.json_schema import Documents, Json, asked, document, said
 from transport.wire.messages import EVENT_KINDS, event_type, line_types, message_types
 from web.bodies import body_schemas
 
+MODEL_NAME: Final[Json] = {"type": "string", "maxLength": 330}
+ALIASES: Final[Json] = {"type": "object", "propertyNames": MODEL_NAME, "additionalProperties": MODEL_NAME}
 EXAMPLES_FILE: Final = "schema_examples.json"
 SECRET: Final[Json] = {"type": "string", "pattern": "^[!-~]{1,256}$", "writeOnly": True}
 _COMMAND_DOCS: Final = {
@@ -62,7 +64,7 @@ def _command_schemas() -> dict[str, tuple[str, Json]]:
 
 def _file_schemas() -> dict[str, tuple[str, Json]]:
     policies = {"energy": EnergyPolicy, "tiers": TierPolicy}
-    instead: dict[Any, Json] = {Secret: SECRET}
+    instead: dict[Any, Json] = {Secret: SECRET, ("lens", "aliases"): ALIASES}
     for field in typing.get_type_hints(PolicyOverrides):
         instead["policies", field] = table_schema(policies[field], partial=True)
     return {

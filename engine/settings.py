@@ -9,6 +9,7 @@ from typing import Any, Final, Literal
 
 import attrs
 
+from engine.domain.models import is_model_name
 from policies.schema import Misfit, row, section
 
 _HOST: Final = r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:.]{2,45}"
@@ -174,6 +175,31 @@ class LlamaCppSettings:
     threads: int = row(0, doc="threads it computes with; 0 is its own choice", unit="threads", minimum=0, maximum=512)
 
 
+def _names(_instance: object, field: attrs.Attribute[Any], aliases: dict[str, Any]) -> None:
+    for alias, name in aliases.items():
+        if not (isinstance(name, str) and is_model_name(name) and is_model_name(str(alias))):
+            raise Misfit("a model's name for a model's name", None, (field.name, str(alias)))
+
+
+@attrs.frozen
+class LensSettings:
+    mode: Literal["active", "passive"] = row(
+        "active", doc="active asks runtimes for log-probabilities and strips them again; passive changes no byte"
+    )
+    on_disconnect: str = row(
+        "cancel",
+        doc="what happens to an answer whose client left: cancel, continue or continue_for=30s",
+        pattern=r"cancel|continue|continue_for=(?:[0-9]{1,3}|[12][0-9]{3}|3[0-5][0-9]{2}|3600)s",
+        expectation="cancel, continue or continue_for=30s (at most 3600s)",
+    )
+    aliases: dict[str, Any] = row(
+        attrs.Factory(dict), doc="other names for models, such as gpt-4o-mini: llama3.1:8b", validator=_names
+    )
+    body_bytes_max: int = row(
+        32 * _MIB, doc="request body, drop-in APIs (images)", unit="bytes", minimum=1024, maximum=256 * _MIB
+    )
+
+
 @attrs.frozen
 class PoolSettings:
     pin_runner_options: bool = row(
@@ -231,6 +257,7 @@ class Settings:
     synthetic: int | None = row(
         None, doc="seed of a made-up source marked SYNTHETIC, for tests and demos", minimum=0, maximum=2**63 - 1
     )
+    lens: LensSettings = section(LensSettings, doc="drop-in Ollama, OpenAI and Anthropic APIs")
     pull: Literal["explicit", "auto", "never"] = row(
         "explicit", doc="download models: explicit (when told to), auto (also when one is missing) or never"
     )

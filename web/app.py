@@ -6,10 +6,10 @@ import logging
 import re
 import secrets
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final, TypeVar
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
-from quart import Response, g, jsonify, request
+from quart import Request, Response, g, jsonify, request
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
@@ -26,9 +26,17 @@ from engine.domain.errors import (
 )
 from transport.wire.frames import SCHEMA_VERSION
 from transport.wire.json_schema import Documents
-from web import generate, models, page, pull, schema_docs, stats
+from web import docs_page, generate, models, page, pull, schema_docs, stats
 from web.handles import Engine, left
+from web.lens import anthropic as lens_anthropic
+from web.lens import ollama as lens_ollama
+from web.lens import openai as lens_openai
+from web.lens.shapes import shape_of
+from web.openapi import openapi_document
 
+R = TypeVar("R", bound=Request)
+
+LENS_PATHS: Final = ("/api/", "/v1/")
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 logger = logging.getLogger("wf.web")
@@ -40,11 +48,12 @@ def create_app(
     schemas: Documents,
     *,
     body_bytes_max: int,
+    lens_body_bytes_max: int,
     body_timeout_s: float,
 ) -> QuartTrio:
     """The app over a running engine. It owns nothing: stopping it stops nobody's session but those of its callers."""
     app = QuartTrio("wf", static_folder=None)
-    app.config["MAX_CONTENT_LENGTH"] = body_bytes_max
+    app.request_class = _sized_requests(app.request_class, body_bytes_max, lens_body_bytes_max)
     app.config["BODY_TIMEOUT"] = body_timeout_s
     app.config["RESPONSE_TIMEOUT"] = None
     app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
@@ -55,10 +64,14 @@ def create_app(
         models.blueprint(engine),
         pull.blueprint(engine),
         stats.blueprint(engine),
+        lens_ollama.blueprint(engine),
+        lens_openai.blueprint(engine),
+        lens_anthropic.blueprint(engine),
     ):
         app.register_blueprint(routes)
     app.register_blueprint(page.blueprint(engine, assets))
     app.register_blueprint(schema_docs.blueprint(schemas))
+    app.register_blueprint(docs_page.blueprint(openapi_document(schemas), assets))
 
     @app.before_request
     async def name_request() -> None:
@@ -81,7 +94,8 @@ def create_app(
 
     @app.errorhandler(HTTPException)
     async def http_error(error: HTTPException) -> Response:
-        return _error(_from_http(error, body_bytes_max, body_timeout_s))
+        limit = lens_body_bytes_max if request.path.startswith(LENS_PATHS) else body_bytes_max
+        return _error(_from_http(error, limit, body_timeout_s))
 
     @app.errorhandler(Exception)
     async def bug(error: Exception) -> Response:
@@ -89,6 +103,17 @@ def create_app(
         return _error(InternalError("the engine failed on this request; its log has the request id"))
 
     return app
+
+
+def _sized_requests(base: type[R], native_max: int, lens_max: int) -> type[R]:
+    """Requests whose body may be as large as their path allows: images come in JSON."""
+
+    class SizedRequest(base):  # type: ignore[misc, valid-type]
+        def __init__(self, method: str, scheme: str, path: str, *args: Any, **kwargs: Any) -> None:
+            kwargs["max_content_length"] = lens_max if path.startswith(LENS_PATHS) else native_max
+            super().__init__(method, scheme, path, *args, **kwargs)
+
+    return SizedRequest
 
 
 class RequestConnection(TrioASGIHTTPConnection):
@@ -104,7 +129,10 @@ class RequestConnection(TrioASGIHTTPConnection):
 
 def _error(error: EngineError) -> Response:
     error.details.setdefault("request_id", g.get("request_id"))
+    shape = shape_of(request.path)
     response: Response = jsonify(error.body())
+    if shape is not None:
+        response.set_data(shape(error))
     response.status_code = error.status
     if "allowed" in error.details and error.status == 405:
         response.headers["allow"] = ", ".join(error.details["allowed"])

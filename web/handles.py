@@ -54,10 +54,21 @@ class EngineFacts:
 
 
 @attrs.frozen
+class LensRules:
+    """How the drop-in APIs behave unless a request says otherwise."""
+
+    mode: str  # active | passive
+    on_disconnect: str
+    aliases: Mapping[str, str]
+    without_path: set[tuple[str, str]] = attrs.field(factory=set)  # runtimes, and paths that they do not have
+
+
+@attrs.frozen
 class Engine:
     """Handles of the running engine; nothing here owns state."""
 
     facts: EngineFacts
+    lens: LensRules
     clock: Clock
     catalog: Catalog
     pool: PoolHandle

@@ -10,10 +10,10 @@ from quart import Blueprint, request
 
 from actors.catalog import ModelRef
 from engine.domain.errors import UpstreamTimeout
-from engine.domain.events import ModelChanged
 from engine.domain.generation import GenerationRequest, Parameters
 from engine.domain.models import ModelState
 from web.handles import Engine
+from web.lens.flow import tell_of
 from web.schemas import LoadBody, UnloadBody, decode
 
 
@@ -44,7 +44,7 @@ def blueprint(engine: Engine) -> Blueprint:
     async def load() -> dict[str, Any]:
         body = decode(await request.get_data(as_text=False), LoadBody)
         model = await engine.pulls.resolve(body.name, explicit=True)
-        grant = await engine.pool.load(model, _tell(engine, model), pin=body.pin)
+        grant = await engine.pool.load(model, tell_of(engine, model), pin=body.pin)
         if body.warm_up:
             await _warm_up(engine, model)
         return {
@@ -59,12 +59,12 @@ def blueprint(engine: Engine) -> Blueprint:
     async def unload() -> dict[str, Any]:
         body = decode(await request.get_data(as_text=False), UnloadBody)
         model = await engine.catalog.resolve(body.name)
-        await _tell(engine, model)(ModelState.UNLOADING, None, None)
+        await tell_of(engine, model)(ModelState.UNLOADING, None, None)
         try:
             freed_bytes = await engine.pool.unload(model)
         finally:
             state = engine.pool.pool.status(model.name).state
-            await _tell(engine, model)(state, None, None)
+            await tell_of(engine, model)(state, None, None)
         return {"success": True, "freed_bytes": freed_bytes}
 
     return routes
@@ -95,19 +95,12 @@ def _wall_time(engine: Engine, at_us: int) -> str:
     return (datetime.now(UTC) - ago).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _tell(engine: Engine, model: ModelRef) -> Any:
-    async def tell(state: ModelState, position: int | None, reason: str | None) -> None:
-        await engine.signals.put(ModelChanged(None, model.name, state, position=position, reason=reason))
-
-    return tell
-
-
 async def _warm_up(engine: Engine, model: ModelRef) -> None:
     """One real token, so that the first caller does not pay for what only the first pass does."""
     asked = GenerationRequest(model.info.name, prompt="warm up", parameters=Parameters(max_tokens=1))
     limit_s = engine.sessions.timeouts.first_token_s
     with trio.move_on_after(limit_s) as wait:
-        async with engine.pool.lease(model, _tell(engine, model)), model.runtime.generate(asked) as chunks:
+        async with engine.pool.lease(model, tell_of(engine, model)), model.runtime.generate(asked) as chunks:
             async for chunk in chunks:
                 if chunk.end is not None:
                     break

@@ -47,6 +47,8 @@ def blueprint(engine: Engine, assets: Mapping[str, Asset]) -> Blueprint:
 
     @routes.get("/")
     async def index() -> Response:
+        if "text/html" not in request.headers.get("accept", ""):
+            return Response(b"Ollama is running", content_type="text/plain; charset=utf-8")  # its clients ask so
         response = _serve(assets, "index.html")
         response.headers["content-security-policy"] = _policy(engine.ws_origin(request.host))
         return response

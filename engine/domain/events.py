@@ -6,7 +6,7 @@ Two families travel the same path in order: what a session tells the mapper (`Se
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import attrs
 
@@ -86,6 +86,9 @@ class SessionClosed:
     prompt_tokens: int | None = None
     prompt_tokens_dropped: int = 0
     eval_count: int | None = None
+    timing: Literal["measured", "untrusted"] | None = (
+        None  # measured, or untrusted: a buffer's pace, not the model's; null without tokens
+    )
 
 
 SessionSignal = SessionOpened | TokenBatch | ModelChanged | SessionClosed
@@ -192,6 +195,7 @@ class SessionSummary:
     energy_mean: float | None
     stalls: int
     cold: bool | None
+    timing: Literal["measured", "untrusted"] | None
 
 
 @attrs.frozen

@@ -240,5 +240,6 @@ def _end(session: _Session | None, closed: SessionClosed) -> SessionEndPayload:
             energy_mean=sum(s.energy_sum for s in streams) / energies if energies else None,
             stalls=sum(s.stalls for s in streams),
             cold=closed.cold,
+            timing=closed.timing,
         ),
     )

@@ -42,6 +42,14 @@ class Origin(enum.StrEnum):
     SATELLITE = "satellite"
 
 
+class Dialect(enum.StrEnum):
+    """A way to ask for an answer over HTTP."""
+
+    OLLAMA = "ollama"
+    OPENAI = "openai"
+    ANTHROPIC = "anthropic"
+
+
 class TokenKind(enum.StrEnum):
     ANSWER = "answer"
     THINKING = "thinking"
@@ -62,9 +70,36 @@ class EndReason(enum.StrEnum):
 
 
 @attrs.frozen
+class ToolCall:
+    """A call the model asked for. `arguments` is one JSON object as text; `id` pairs it with its result (empty where
+    the dialect has none)."""
+
+    name: str
+    arguments: str
+    id: str = ""
+
+
+@attrs.frozen
+class Tool:
+    """A function the model may call. `parameters` is its JSON Schema as text."""
+
+    name: str
+    description: str = ""
+    parameters: str = "{}"
+
+
+@attrs.frozen
 class Message:
-    role: str  # system | user | assistant
+    """One turn. `images` are base64 without a prefix. A `tool` message answers the call `tool_call_id` of the tool
+    `tool_name` (either may be empty, as the caller's dialect has it)."""
+
+    role: str  # system | user | assistant | tool
     content: str
+    images: tuple[str, ...] = ()
+    thinking: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str = ""
+    tool_name: str = ""
 
 
 @attrs.frozen
@@ -77,16 +112,34 @@ class Parameters:
     max_tokens: int | None = None  # ≥ 1
     seed: int | None = None
     stop: tuple[str, ...] = ()  # ≤ 10
+    min_p: float | None = None  # 0–1
+    presence_penalty: float | None = None  # -2–2
+    frequency_penalty: float | None = None  # -2–2
+    repeat_penalty: float | None = None  # ≥ 0
 
 
 @attrs.frozen
 class GenerationRequest:
-    """What a runtime is asked for: `model` is its own name for the model; exactly one of prompt and messages is set."""
+    """What a runtime is asked for: `model` is its own name for the model; exactly one of prompt and messages is set.
+
+    A runtime that cannot do what is asked here raises InvalidRequest naming the field; it never leaves it out in
+    silence. `think`: None is the model's own way, else off, on, or how much (low, medium, high). `format` is `json` or
+    a JSON Schema as text. `tool_choice` is auto, none, required or the name of a tool. `raw` prompts go to the model
+    without its template."""
 
     model: str
     prompt: str | None = None
     messages: tuple[Message, ...] = ()
     parameters: Parameters = attrs.field(factory=Parameters)
+    system: str | None = None  # beside a prompt
+    suffix: str | None = None  # what comes after the answer to a prompt
+    images: tuple[str, ...] = ()  # beside a prompt
+    raw: bool = False
+    tools: tuple[Tool, ...] = ()
+    tool_choice: str = "auto"
+    think: bool | str | None = None
+    format: str | None = None
+    keep_alive: str | int | None = None  # a duration such as 30m, or seconds; negative: for ever
     top_logprobs: int = TOP_K
     runner_options: Mapping[str, int | bool] = attrs.field(factory=dict)  # `num_ctx` and the like; see RUNNER_OPTIONS
 
@@ -121,6 +174,17 @@ class GenerationEnd:
 
 
 @attrs.frozen
+class ToolCallPart:
+    """A call, or the next piece of one: pieces of the same `index` belong together, `arguments` are to be joined. The
+    first piece has the name."""
+
+    index: int
+    name: str = ""
+    arguments: str = ""
+    id: str = ""
+
+
+@attrs.frozen
 class Chunk:
     """One record of a runtime's stream: zero or more tokens, and perhaps the end.
 
@@ -135,6 +199,7 @@ class Chunk:
     logprobs: tuple[TokenLogprob, ...] = ()
     end: GenerationEnd | None = None
     raw: bytes = b""
+    tool_calls: tuple[ToolCallPart, ...] = ()  # with kind TOOL
 
 
 @attrs.frozen
@@ -156,6 +221,58 @@ class Token:
     top: tuple[TopEntry, ...] = ()
     coalesced: bool = False
     throttled: bool = False
+
+
+@attrs.frozen
+class ForwardRequest:
+    """A request in a dialect that the runtime speaks itself, to be sent to its own `path` as it is. `model` is the
+    runtime's own name for the model, and stands in `body` too."""
+
+    dialect: Dialect
+    path: str
+    body: bytes
+    model: str
+    without_logprobs: bytes | None = None  # the body to send when the runtime refuses log-probabilities that are ours
+    tools: bool = False  # it offers some
+
+
+@attrs.frozen
+class Read:
+    """What one read of a forwarded answer brought: the bytes as they are, and the chunks of the records that became
+    whole with it."""
+
+    data: bytes
+    chunks: tuple[Chunk, ...]
+
+
+@attrs.define(eq=False)
+class Forwarded:
+    """The runtime's answer to a ForwardRequest. With a status other than 200 the reads hold its refusal and no
+    chunks."""
+
+    status: int
+    content_type: str
+    reads: AsyncIterator[Read]
+    retry_after: str | None = None
+
+
+@attrs.frozen
+class EmbedRequest:
+    """Texts to be turned into vectors. `dimensions` cuts them where the model can."""
+
+    model: str
+    inputs: tuple[str, ...]
+    truncate: bool = True
+    dimensions: int | None = None
+    keep_alive: str | int | None = None
+
+
+@attrs.frozen
+class Embeddings:
+    """One vector per input, in order."""
+
+    vectors: tuple[tuple[float, ...], ...]
+    prompt_tokens: int | None = None
 
 
 class Runtime(Protocol):
@@ -218,3 +335,24 @@ class Puller(Protocol):
 
     def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
         """Download `model`, to be used under `aclosing`: leaving stops the download. Raises as Runtime does."""
+
+
+@runtime_checkable
+class Forwarder(Protocol):
+    """A runtime that speaks dialects of clients itself."""
+
+    @property
+    def dialects(self) -> frozenset[Dialect]:
+        """Those it speaks."""
+
+    def forward(self, request: ForwardRequest) -> AbstractAsyncContextManager[Forwarded]:
+        """Send a client's request to the runtime's own path and hand on its answer. Refusals are no errors here but
+        answers. Leaving the context stops the runtime. Raises as Runtime does."""
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """A runtime that turns texts into vectors."""
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """Raises InvalidRequest when the model cannot."""

@@ -451,7 +451,8 @@ def valid(field):
     if "tuple" in kind:
         return st.lists(st.from_regex(row.pattern, fullmatch=True), max_size=3)
     if "dict" in kind:
-        return st.just({})
+        names = st.sampled_from(["a", "org/b:1"])
+        return st.dictionaries(names, names) if field.name == "aliases" else st.just({})
     return st.from_regex(row.pattern, fullmatch=True)
 
 

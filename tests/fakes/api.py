@@ -185,6 +185,7 @@ async def running_api(
             ASSETS,
             read_schemas(),
             body_bytes_max=settings.limits.body_bytes_max,
+            lens_body_bytes_max=settings.lens.body_bytes_max,
             body_timeout_s=settings.limits.body_timeout_s,
         )
         yield Api(running, engine, app)

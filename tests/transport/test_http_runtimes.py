@@ -15,9 +15,10 @@ from tests.fakes.ollama import Break, Reply, ScriptedOllama, Send, Silence, done
 from tests.fakes.openai import DONE, delta, finish
 from tests.fakes.streams import ASKED, chunks_of, failure_of, read_texts
 from transport.runtimes import ollama, openai
+from transport.runtimes.forwarding import HEAR_OUT_S
 from transport.runtimes.ollama import OllamaRuntime
 from transport.runtimes.openai import OpenAIRuntime
-from transport.wire.openai import CHAT_PATH
+from transport.wire.openai_requests import CHAT_PATH
 
 
 @attrs.frozen
@@ -28,7 +29,6 @@ class Dialect:
     end: tuple[bytes, ...]
     flood: bytes
     head_s: float
-    hear_out_s: float
 
     def asking(self, reply: Reply) -> Any:
         """A runtime whose only request gets `reply`."""
@@ -41,9 +41,9 @@ class Dialect:
 def dialect(request: pytest.FixtureRequest) -> Dialect:
     if request.param == "ollama":
         flood = b"x" * 50_000 + b"\n"
-        return Dialect(OllamaRuntime, "/api/generate", record, (done(),), flood, ollama.HEAD_S, ollama.HEAR_OUT_S)
+        return Dialect(OllamaRuntime, "/api/generate", record, (done(),), flood, ollama.HEAD_S)
     flood = b"data: " + b"x" * 50_000 + b"\n\n"
-    return Dialect(OpenAIRuntime, CHAT_PATH, delta, (finish(), DONE), flood, openai.HEAD_S, openai.HEAR_OUT_S)
+    return Dialect(OpenAIRuntime, CHAT_PATH, delta, (finish(), DONE), flood, openai.HEAD_S)
 
 
 @pytest.mark.parametrize("leave_at_end", [True, False])
@@ -63,7 +63,7 @@ async def test_what_follows_the_end_is_counted(
 
 async def test_a_server_that_never_ends_its_body_is_left(autojump_clock: trio.testing.MockClock, dialect: Dialect):
     flood = [Send(dialect.flood) for _ in range(9)]
-    for late, waited_s, counted in (([Silence()], dialect.hear_out_s, 0), (flood, 0, 2)):
+    for late, waited_s, counted in (([Silence()], HEAR_OUT_S, 0), (flood, 0, 2)):
         reply = Reply([Send(b"".join(dialect.end)), *late])
         runtime = dialect.asking(reply)
         begin_s = trio.current_time()

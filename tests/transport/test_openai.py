@@ -23,14 +23,16 @@ from engine.domain.errors import (
     RuntimeUnavailable,
     UpstreamProtocolError,
 )
-from engine.domain.generation import EndReason, GenerationEnd, GenerationRequest, Message, TokenKind
+from engine.domain.generation import EndReason, GenerationEnd, GenerationRequest, Message, TokenKind, Tool
 from engine.domain.models import Capability, Loaded
 from tests.fakes.network import receive
 from tests.fakes.ollama import Break, Reply, ScriptedOllama, Send, Silence, capture, virtual_clock, whole
 from tests.fakes.openai import DONE, delta, entry, event, finish, usage
 from tests.fakes.streams import ASKED, KEY, PROMPT, chunks_of, failure_of
-from transport.runtimes.openai import DONE_S, OpenAIRuntime
-from transport.wire.openai import CHAT_PATH, MODELS_PATH
+from transport.runtimes.forwarding import DONE_S
+from transport.runtimes.openai import OpenAIRuntime
+from transport.wire.openai import MODELS_PATH
+from transport.wire.openai_requests import CHAT_PATH
 
 URL = "http://127.0.0.1:8080"
 END = GenerationEnd(EndReason.FINISHED, 3, 2)
@@ -149,6 +151,7 @@ async def test_errors_in_the_middle(autojump_clock: trio.testing.MockClock, faul
     ("reply", "kind"),
     [
         (refused(400, f"[{{'input': '{PROMPT}'}}]"), InvalidRequest),
+        (refused(500, "image input is not supported - hint: you may need the mmproj"), InvalidRequest),
         (refused(401, f"wrong key {KEY}"), RuntimeUnavailable),
         (refused(403, f"wrong key {KEY}"), RuntimeUnavailable),
         (refused(404, "The model `m` does not exist."), ModelNotFound),
@@ -188,6 +191,18 @@ async def test_a_refusal_that_log_probabilities_did_not_cause_is_not_remembered(
     assert (await failure_of(runtime)).message.endswith("no chat template")
     await chunks_of(runtime)
     assert ["logprobs" in body for body in server.bodies(CHAT_PATH)] == [True, False, True]
+
+
+async def test_log_probabilities_refused_beside_tools_are_asked_for_without_them(
+    autojump_clock: trio.testing.MockClock,
+):
+    no = "logprobs is not supported with tools + stream"
+    server = serving(refused(400, no), *(answering(delta("a"), finish(), DONE) for _ in range(3)))
+    runtime = runtime_of(server)
+    beside = GenerationRequest("m", prompt=PROMPT, tools=(Tool("f"),))
+    for request in (beside, beside, ASKED):
+        await chunks_of(runtime, request)
+    assert ["logprobs" in body for body in server.bodies(CHAT_PATH)] == [True, False, False, True]
 
 
 # ── the small calls ──

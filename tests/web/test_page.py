@@ -14,7 +14,7 @@ INDEX = ASSETS["index.html"]
 
 async def test_the_page_is_served_from_memory(autojump_clock):
     async with running_api() as api:
-        answer = await api.get("/")
+        answer = await api.get("/", accept="text/html")
         assert (answer.status, answer.body) == (200, INDEX.body)
         assert answer.headers["content-type"] == "text/html; charset=utf-8"
         assert (answer.headers["etag"], answer.headers["cache-control"]) == (INDEX.etag, "no-cache")
@@ -30,9 +30,9 @@ async def test_a_script_has_its_type(autojump_clock):
 @pytest.mark.parametrize(("path", "etag"), [("/", INDEX.etag), ("/static/app.js", ASSETS["app.js"].etag)])
 async def test_what_the_browser_has_is_not_sent_again(path, etag, autojump_clock):
     async with running_api() as api:
-        answer = await api.get(path, if_none_match=etag)
+        answer = await api.get(path, accept="text/html", if_none_match=etag)
         assert (answer.status, answer.body, answer.headers["etag"]) == (304, b"", etag)
-        assert (await api.get(path, if_none_match='"older"')).status == 200
+        assert (await api.get(path, accept="text/html", if_none_match='"older"')).status == 200
 
 
 @pytest.mark.parametrize(
@@ -45,14 +45,14 @@ async def test_only_what_was_read_at_the_start_can_be_had(name, autojump_clock):
 
 async def test_the_page_may_run_its_own_scripts_and_nothing_else(autojump_clock):
     async with running_api() as api:
-        parts = (await api.get("/")).headers["content-security-policy"].split("; ")
+        parts = (await api.get("/", accept="text/html")).headers["content-security-policy"].split("; ")
         policy = {name: values for name, _, values in (part.partition(" ") for part in parts)}
         assert policy["default-src"] == policy["base-uri"] == policy["form-action"] == "'none'"
         assert policy["script-src"] == policy["style-src"] == "'self'"
         assert policy["frame-ancestors"] == policy["trusted-types"] == "'none'"
         assert policy["connect-src"] == "'self' ws://127.0.0.1:8146"
         assert "unsafe" not in " ".join(parts)
-        assert "content-security-policy" in (await api.get("/", if_none_match=INDEX.etag)).headers
+        assert "content-security-policy" in (await api.get("/", accept="text/html", if_none_match=INDEX.etag)).headers
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ async def test_the_page_may_run_its_own_scripts_and_nothing_else(autojump_clock)
 async def test_the_socket_has_the_name_the_page_was_asked_by(host, ws, autojump_clock):
     async with running_api() as api:
         assert (await api.get("/api/bootstrap", host=host)).json["ws_url"] == f"{ws}/ws"
-        assert ws in (await api.get("/", host=host)).headers["content-security-policy"]
+        assert ws in (await api.get("/", accept="text/html", host=host)).headers["content-security-policy"]
         body = {"model": "a", "prompt": "x"}
         assert (await api.post("/generate", body, host=host)).json["ws_url"] == f"{ws}/ws"
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from ipaddress import ip_address
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
@@ -24,6 +24,7 @@ import trio
 
 from engine.domain.errors import (
     EngineError,
+    InvalidRequest,
     ModelLoadFailed,
     ModelLoadTimeout,
     ModelNotFound,
@@ -34,11 +35,24 @@ from engine.domain.errors import (
     UpstreamTimeout,
     UpstreamTruncated,
 )
-from engine.domain.generation import Chunk, Clock, GenerationRequest
+from engine.domain.generation import (
+    Chunk,
+    Clock,
+    Dialect,
+    Embeddings,
+    EmbedRequest,
+    Forwarded,
+    ForwardRequest,
+    GenerationRequest,
+)
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe, is_model_name
 from engine.domain.pull import PullProgress
+from transport.runtimes.embeddings import EMBED_BYTES_MAX, EMBED_S, vectors_of
+from transport.runtimes.forwarding import Instead, forwarding, hear_out, refuse_path
 from transport.runtimes.upstream import Answer, Transport, Upstream, UpstreamResponse
 from transport.wire import ollama as wire
+from transport.wire import ollama_requests as asking
+from transport.wire import openai as openai_wire
 from transport.wire.lines import LineSplitter
 
 URL_DEFAULT: Final = "http://127.0.0.1:11434"
@@ -50,8 +64,11 @@ HEAD_S: Final = (
 LOAD_S: Final = 86_400.0  # likewise the pool
 PULL_HEAD_S: Final = 30.0
 PULL_SILENCE_S: Final = 120.0
-HEAR_OUT_S: Final = 0.1  # from the terminal record to the end of the body; a server that keeps on is left
-HEAR_OUT_BYTES_MAX: Final = 64 * 1024
+SHOW_BYTES_MAX: Final = 64 * 1024 * 1024  # verbose, it lists a whole vocabulary
+FORWARD_PATHS: Final[Mapping[Dialect, frozenset[str]]] = {
+    Dialect.OLLAMA: frozenset({asking.GENERATE_PATH, asking.CHAT_PATH}),
+    Dialect.OPENAI: frozenset({"/v1/chat/completions", "/v1/completions"}),
+}
 TRIES_MAX: Final = 3
 RETRY_AFTER_MAX_S: Final = 10.0
 BACKOFF_S: Final = 0.25  # full jitter: a wait is between 0 and this, doubled with every try
@@ -83,8 +100,9 @@ class _Ask:
 
 @attrs.define(eq=False)
 class OllamaRuntime:
-    """Implements `Runtime`. `random_unit` gives the jitter, in [0, 1). `keep_alive` (a duration such as "30m", or
-    seconds; negative: for ever) is sent with loads and generations; None leaves the server's own.
+    """Implements `Runtime`, `Puller`, `Forwarder` and `Embedder`. `random_unit` gives the jitter, in [0, 1).
+    `keep_alive` (a duration such as "30m", or seconds; negative: for ever) is sent with loads, and with generations and
+    embeddings that have none of their own; None leaves the server's own.
 
     Calls raise RuntimeFault and ModelNotFound, and also Overloaded (503 to the end) and InvalidRequest (400: the model
     cannot do what was asked).
@@ -102,8 +120,10 @@ class OllamaRuntime:
     _version: str | None = attrs.field(default=None, init=False)
     _remote: frozenset[str] = attrs.field(default=frozenset(), init=False)  # full names of the last listing
     _without_logprobs: set[str] = attrs.field(factory=set, init=False)  # full names of installed models
+    _forwards_without_logprobs: set[tuple[str, bool]] = attrs.field(factory=set, init=False)  # models, with tools?
 
     kind: ClassVar[str] = "ollama"
+    dialects: ClassVar[frozenset[Dialect]] = frozenset(FORWARD_PATHS)
 
     def __attrs_post_init__(self) -> None:
         self._upstream = Upstream(self.name, self.url, self.transport)
@@ -177,8 +197,10 @@ class OllamaRuntime:
         ask = _Ask(logprobs=wire.full_name(request.model) not in self._without_logprobs)
         failures = 0
         while True:
-            body = wire.request_body(request, logprobs=ask.logprobs, truncate=ask.truncate, keep_alive=self.keep_alive)
-            path = wire.request_path(request)
+            body = asking.request_body(
+                request, logprobs=ask.logprobs, truncate=ask.truncate, keep_alive=self.keep_alive
+            )
+            path = asking.request_path(request)
             async with self._upstream.open_stream("POST", path, body, head_timeout_s=HEAD_S) as response:
                 if response.status == 200:
                     self._remember(request.model, ask)
@@ -187,10 +209,9 @@ class OllamaRuntime:
                         async with aclosing(self._chunks(response, records, ask)) as chunks:
                             yield chunks
                         if records.ended:
-                            await _hear_out(response, records)
+                            await hear_out(response, records)
                     finally:
-                        self.counters.late_records += records.late_records
-                        self.counters.cut_streams += records.cut
+                        self._count(records)
                     return
                 text = wire.error_text(await response.read_error())
                 retry_after = response.header("retry-after")
@@ -201,6 +222,63 @@ class OllamaRuntime:
                 await self._back_off(error, failures, retry_after)
             else:
                 ask = next_ask
+
+    @asynccontextmanager
+    async def forward(self, request: ForwardRequest) -> AsyncIterator[Forwarded]:
+        """Hand on a client's request and the answer to it, see `forwarding`. A prompt that is too long is cut unless
+        the client has it refused. Raises InvalidRequest for a path that is not forwarded, and for a body that Ollama
+        could take to be for another model than `request.model`.
+
+        `request.without_logprobs` is the same request, asking for no log-probabilities: it is sent when they are
+        refused, so that a client which never asked for them gets its answer. Nothing else is tried again."""
+        refuse_path(FORWARD_PATHS.get(request.dialect, frozenset()), request, self.name)
+        self._refuse_remote(request.model)
+        for body in (request.body, request.without_logprobs):
+            if body is not None and not wire.names_only(body, request.model):
+                raise InvalidRequest("model: the body must name it once, and in lower case", field="model")
+        instead = Instead(self._concedes_logprobs, self._forwards_without_logprobs)
+        reader: wire.RecordStream | openai_wire.ChunkStream = wire.RecordStream()
+        whole_answer: Callable[[bytes, int], tuple[Chunk, ...]] = wire.whole_answer
+        if request.dialect is Dialect.OPENAI:
+            reader, whole_answer = openai_wire.ChunkStream(), openai_wire.whole_answer
+        try:
+            async with forwarding(self._upstream, request, self.clock, reader, whole_answer, instead=instead) as answer:
+                yield answer
+        finally:
+            self._count(reader)
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """Turn texts into vectors; waits for a busy server as `generate` does. Raises InvalidRequest when the model
+        cannot, or a text is too long and may not be cut."""
+        self._refuse_remote(request.model)
+        body = asking.embed_body(request, keep_alive=self.keep_alive)
+        failures = 0
+        while True:
+            answer = await self._upstream.ask(
+                "POST", asking.EMBED_PATH, body, timeout_s=EMBED_S, size_max=EMBED_BYTES_MAX
+            )
+            if answer.status == 200:
+                break
+            error = wire.refusal(answer.status, wire.error_text(answer.body), request.model, self.name)
+            failures += 1
+            await self._back_off(error, failures, answer.retry_after)
+        found = wire.decode(answer.body, wire.Embedded)
+        vectors = await vectors_of(found.embeddings, len(request.inputs), self.name)
+        return Embeddings(vectors, found.prompt_eval_count)
+
+    async def show_raw(self, model: str, *, verbose: bool = False) -> bytes:
+        """What Ollama says about a model, a JSON object as it came; `verbose` with its vocabulary and tensors. Raises
+        ModelNotFound, also for one that runs elsewhere."""
+        self._refuse_remote(model)
+        body = asking.show_body(model, verbose=verbose)
+        answer = await self._upstream.ask("POST", asking.SHOW_PATH, body, timeout_s=LIST_S, size_max=SHOW_BYTES_MAX)
+        if answer.status != 200:
+            raise wire.refusal(answer.status, wire.error_text(answer.body), model, self.name)
+        shown = wire.decode(answer.body, wire.Shown)
+        if shown.remote_host or shown.remote_model:
+            self._remote |= {wire.full_name(model)}
+            self._refuse_remote(model)
+        return answer.body
 
     def can_pull(self, model: str) -> bool:
         return not wire.is_cloud_name(model)
@@ -245,6 +323,10 @@ class OllamaRuntime:
         for chunk in records.finish(self.clock()):
             yield self._told(chunk, ask)
 
+    def _count(self, reader: wire.RecordStream | openai_wire.ChunkStream) -> None:
+        self.counters.late_records += reader.late_records
+        self.counters.cut_streams += reader.cut
+
     def _told(self, chunk: Chunk, ask: _Ask) -> Chunk:
         """The chunk; a terminal one says when the prompt was cut."""
         if chunk.end is None or not ask.truncate:
@@ -262,6 +344,11 @@ class OllamaRuntime:
             self.counters.without_logprobs += 1
             return attrs.evolve(ask, logprobs=False)
         return None
+
+    def _concedes_logprobs(self, status: int, refusal: bytes) -> bool:
+        conceded = wire.about_logprobs(status, wire.error_text(refusal))
+        self.counters.without_logprobs += conceded
+        return conceded
 
     def _remember(self, model: str, ask: _Ask) -> None:
         if not ask.logprobs:
@@ -281,7 +368,7 @@ class OllamaRuntime:
     # ── small calls ──
 
     async def _load(self, model: str, keep_alive: str | int | None) -> None:
-        body = wire.load_body(model, keep_alive)
+        body = asking.load_body(model, keep_alive)
         failures = 0
         while True:
             try:
@@ -337,18 +424,6 @@ class OllamaRuntime:
         if known_without or not gives_logprobs(self._version):
             return (Capability.COMPLETION, Capability.CHAT)
         return (Capability.COMPLETION, Capability.CHAT, Capability.LOGPROBS)
-
-
-async def _hear_out(response: UpstreamResponse, records: wire.RecordStream) -> None:
-    """Read on to the end of the body after the terminal record, to count what should not be there."""
-    size_bytes = 0
-    with trio.move_on_after(HEAR_OUT_S), suppress(RuntimeFault):
-        async for data in response:
-            for _ in records.feed(data, 0):
-                raise AssertionError("an ended stream has no more chunks")
-            size_bytes += len(data)
-            if size_bytes > HEAR_OUT_BYTES_MAX:
-                return
 
 
 def gives_logprobs(version: str | None) -> bool:

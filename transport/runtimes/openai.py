@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
+from functools import partial
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
@@ -25,21 +26,29 @@ from engine.domain.errors import (
     RuntimeFault,
     RuntimeUnavailable,
     UpstreamProtocolError,
-    UpstreamTimeout,
-    UpstreamTruncated,
 )
-from engine.domain.generation import Chunk, Clock, GenerationRequest
+from engine.domain.generation import (
+    Chunk,
+    Clock,
+    Dialect,
+    Embeddings,
+    EmbedRequest,
+    Forwarded,
+    ForwardRequest,
+    GenerationRequest,
+)
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe, is_model_name
+from transport.runtimes.embeddings import EMBED_BYTES_MAX, EMBED_S, vectors_of
+from transport.runtimes.forwarding import Instead, forwarding, hear_out, next_read, refuse_path
 from transport.runtimes.ollama import is_loopback
 from transport.runtimes.upstream import Transport, Upstream, UpstreamResponse
 from transport.wire import openai as wire
+from transport.wire import openai_requests as asking
 
 PROBE_S: Final = 2.0
 LIST_S: Final = 10.0
 HEAD_S: Final = 300.0  # for the head of an answer: it may come with the first token
-DONE_S: Final = 2.0  # of silence after `finish_reason`: the answer is whole, only counts and `[DONE]` are missing
-HEAR_OUT_S: Final = 0.1  # from `[DONE]` to the end of the body; a server that keeps on is left
-HEAR_OUT_BYTES_MAX: Final = 64 * 1024
+FORWARD_PATHS: Final = frozenset({asking.CHAT_PATH, asking.COMPLETIONS_PATH})
 _KEY: Final = re.compile(r"[!-~]{1,4096}")  # what may stand in a header
 _SECONDS: Final = re.compile(r"[0-9]{1,5}")
 
@@ -61,8 +70,8 @@ def _without_version(url: str) -> str:
 
 @attrs.define(eq=False)
 class OpenAIRuntime:
-    """Implements `Runtime`. `url` is the server's, with or without `/v1`. `api_key` goes out in the header of every
-    request and nowhere else.
+    """Implements `Runtime`, `Forwarder` and `Embedder`. `url` is the server's, with or without `/v1`. `api_key` goes
+    out in the header of every request and nowhere else.
 
     Creating one raises ConfigError when the key cannot stand in a header or the URL holds a password. Calls raise
     RuntimeFault and ModelNotFound, and also Overloaded (429, 503) and InvalidRequest (400: the model cannot do what was
@@ -78,8 +87,11 @@ class OpenAIRuntime:
     _upstream: Upstream = attrs.field(init=False)
     _with_logprobs: set[str] = attrs.field(factory=set, init=False)  # models that gave some, both of those listed
     _without_logprobs: set[str] = attrs.field(factory=set, init=False)  # models that refuse them
+    _forwards_without_logprobs: set[tuple[str, bool]] = attrs.field(factory=set, init=False)  # models, with tools?
+    _tools_without_logprobs: set[str] = attrs.field(factory=set, init=False)  # those that do so beside tools
 
     kind: ClassVar[str] = "openai"
+    dialects: ClassVar[frozenset[Dialect]] = frozenset({Dialect.OPENAI})
 
     def __attrs_post_init__(self) -> None:
         if "@" in urlsplit(self.url).netloc:
@@ -116,6 +128,7 @@ class OpenAIRuntime:
         names = {model.id for model in listed}
         self._with_logprobs &= names
         self._without_logprobs &= names
+        self._tools_without_logprobs &= names
         named = {model.id: model for model in listed if is_model_name(model.id)}
         self.counters.unnameable_models = len(names) - len(named)
         return tuple(self._info(model) for model in named.values())
@@ -143,19 +156,20 @@ class OpenAIRuntime:
         a broken connection, or 2 s of silence, only means that the counts are missing. Before it, a connection that
         breaks raises UpstreamTruncated and a stream that just stops ends the iterator. Leaving closes the
         connection."""
-        logprobs = request.model not in self._without_logprobs
+        without = self._tools_without_logprobs if request.tools else self._without_logprobs
+        logprobs = request.model not in without
         while True:
-            body = wire.request_body(request, logprobs=logprobs)
-            async with self._upstream.open_stream("POST", wire.CHAT_PATH, body, head_timeout_s=HEAD_S) as response:
+            body, path = asking.request_body(request, logprobs=logprobs), asking.request_path(request)
+            async with self._upstream.open_stream("POST", path, body, head_timeout_s=HEAD_S) as response:
                 if response.status == 200:
                     if not logprobs:
-                        self._without_logprobs.add(request.model)
+                        without.add(request.model)
                     stream = wire.ChunkStream(secret=self.api_key or "")
                     try:
                         async with aclosing(self._chunks(response, stream)) as chunks:
                             yield chunks
                         if stream.ended:
-                            await _hear_out(response, stream)
+                            await hear_out(response, stream)
                     finally:
                         self._learn(request.model, stream)
                     return
@@ -165,11 +179,43 @@ class OpenAIRuntime:
             self.counters.without_logprobs += 1
             logprobs = False
 
+    @asynccontextmanager
+    async def forward(self, request: ForwardRequest) -> AsyncIterator[Forwarded]:
+        """Hand on a client's request and the answer to it, see `forwarding`. The key goes out with it, and errors that
+        are raised do not hold it; the bytes of the answer are the server's own. Raises InvalidRequest for a path that
+        is not forwarded.
+
+        `request.without_logprobs` is the same request, asking for no log-probabilities: it is sent when they are
+        refused (as llama.cpp does beside tools), so that a client which never asked for them gets its answer. Nothing
+        else is tried again."""
+        paths = FORWARD_PATHS if request.dialect in self.dialects else frozenset[str]()
+        refuse_path(paths, request, self.name)
+        instead = Instead(self._concedes_logprobs, self._forwards_without_logprobs)
+        stream = wire.ChunkStream(secret=self.api_key or "")
+        whole_answer = partial(wire.whole_answer, secret=self.api_key or "")
+        try:
+            async with forwarding(self._upstream, request, self.clock, stream, whole_answer, instead=instead) as answer:
+                yield answer
+        finally:
+            self._learn(request.model, stream)
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """Turn texts into vectors. Raises InvalidRequest when the model cannot, or a text is too long for it: this API
+        has no word for cutting it."""
+        body = asking.embed_body(request)
+        answer = await self._upstream.ask("POST", asking.EMBED_PATH, body, timeout_s=EMBED_S, size_max=EMBED_BYTES_MAX)
+        if answer.status != 200:
+            error, _ = self._refused(answer.status, answer.body, answer.retry_after, request.model)
+            raise error
+        found = wire.embedded(answer.body)
+        vectors = await vectors_of(found.in_order(), len(request.inputs), self.name)
+        return Embeddings(vectors, found.usage.prompt_tokens if found.usage else None)
+
     # ── one answer ──
 
     async def _chunks(self, response: UpstreamResponse, stream: wire.ChunkStream) -> AsyncGenerator[Chunk, None]:
         """Stamped per read; a read is what httpx hands out, one HTTP chunk."""
-        while (data := await _next_read(response, stream)) is not None:
+        while (data := await next_read(response, stream)) is not None:
             t_us = self.clock()
             for chunk in stream.feed(data, t_us):
                 yield chunk
@@ -179,6 +225,11 @@ class OpenAIRuntime:
             self.counters.done_missing += chunk.end is not None and not chunk.raw
             yield chunk
 
+    def _concedes_logprobs(self, status: int, refusal: bytes) -> bool:
+        conceded = wire.about_logprobs(status, wire.error_text(refusal))
+        self.counters.without_logprobs += conceded
+        return conceded
+
     def _learn(self, model: str, stream: wire.ChunkStream) -> None:
         if stream.logprobs:
             self._with_logprobs.add(model)
@@ -186,11 +237,13 @@ class OpenAIRuntime:
         self.counters.cut_streams += stream.cut
 
     async def _refusal(self, response: UpstreamResponse, model: str) -> tuple[EngineError, str]:
-        text = wire.error_text(await response.read_error())
-        error = wire.refusal(response.status, text, model, self.name, self.api_key or "")
-        retry_after = response.header("retry-after") or ""
-        if "retry_after_s" in error.details and _SECONDS.fullmatch(retry_after):
-            error.details["retry_after_s"] = int(retry_after)
+        return self._refused(response.status, await response.read_error(), response.header("retry-after"), model)
+
+    def _refused(self, status: int, body: bytes, retry_after: str | None, model: str) -> tuple[EngineError, str]:
+        text = wire.error_text(body)
+        error = wire.refusal(status, text, model, self.name, self.api_key or "")
+        if "retry_after_s" in error.details and _SECONDS.fullmatch(retry_after or ""):
+            error.details["retry_after_s"] = int(retry_after or "")
         return error, text
 
     # ── small calls ──
@@ -217,25 +270,3 @@ class OpenAIRuntime:
         return ModelInfo(
             name=model.id, runtime=self.name, size_bytes=None, capabilities=tuple(capabilities), details=details
         )
-
-
-async def _next_read(response: UpstreamResponse, stream: wire.ChunkStream) -> bytes | None:
-    """The next read, None at the end of the body. When only counts can still come, also None when they do not."""
-    if not stream.finishing:
-        return await anext(response, None)
-    try:
-        return await response.next_within(DONE_S)
-    except (UpstreamTimeout, UpstreamTruncated):
-        return None
-
-
-async def _hear_out(response: UpstreamResponse, stream: wire.ChunkStream) -> None:
-    """Read on to the end of the body after `[DONE]`, to count what should not be there."""
-    size_bytes = 0
-    with trio.move_on_after(HEAR_OUT_S), suppress(RuntimeFault):
-        async for data in response:
-            for _ in stream.feed(data, 0):
-                raise AssertionError("an ended stream has no more chunks")
-            size_bytes += len(data)
-            if size_bytes > HEAR_OUT_BYTES_MAX:
-                return

@@ -1,8 +1,9 @@
 """A seeded source of tokens for tests and demonstrations. It is no model, and it says so wherever it is seen: the
 runtime and its kind are called `synthetic`, `details` holds `synthetic: true`, and every text begins with SYNTHETIC.
 
-Words, log-probabilities and timing follow from the seed, the model and the request's own seed alone. The prompt, the
-temperature, top_k and top_p change nothing; max_tokens and stop are respected.
+Words, log-probabilities and timing follow from the seed, the model and the request's own seed alone. The prompt and the
+parameters of sampling change nothing; max_tokens and stop are respected. What needs a model (tools, images, a format
+and so on) is refused.
 """
 
 from __future__ import annotations
@@ -17,11 +18,14 @@ from typing import ClassVar, Final
 import attrs
 import trio
 
-from engine.domain.errors import ModelNotFound
+from engine.domain.errors import InvalidRequest, ModelNotFound
 from engine.domain.generation import (
     TOP_K,
     Chunk,
     Clock,
+    Dialect,
+    Embeddings,
+    EmbedRequest,
     EndReason,
     GenerationEnd,
     GenerationRequest,
@@ -30,6 +34,7 @@ from engine.domain.generation import (
 )
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe
 from transport.runtimes.embedded.text import StopFilter
+from transport.wire.requests import refuse_all_but_words
 
 MODELS: Final = {
     "steady": "one token every 40 ms",
@@ -93,6 +98,7 @@ class SyntheticRuntime:
     kind: ClassVar[str] = "synthetic"
     url: ClassVar[str | None] = None
     local: ClassVar[bool] = True
+    dialects: ClassVar[frozenset[Dialect]] = frozenset()
 
     async def probe(self) -> Probe:
         await trio.lowlevel.checkpoint()
@@ -124,8 +130,14 @@ class SyntheticRuntime:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
         """Stream the words: one chunk a token, the last one with `end`: LENGTH at max_tokens, STOP, else FINISHED."""
         _known(request.model)
+        refuse_all_but_words(request, self.name)
         async with aclosing(self._chunks(request)) as chunks:
             yield chunks
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """Raises InvalidRequest: there is no model that could."""
+        await trio.lowlevel.checkpoint()
+        raise InvalidRequest(f"{self.name} models cannot embed; use a model of another runtime", model=request.model)
 
     async def _chunks(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         model, parameters = request.model, request.parameters

@@ -62,7 +62,7 @@ class AckRendered(msgspec.Struct, tag="ack_rendered", forbid_unknown_fields=True
 
 Command = Subscribe | Unsubscribe | Ping | Resync | AckRendered
 COMMANDS: Final = ("subscribe", "unsubscribe", "ping", "resync", "ack_rendered")
-_QUOTED_VALUE: Final = re.compile(r"(?<=value) '.*'(?= - at|$)", re.DOTALL)
+_QUOTED_VALUE: Final = re.compile(r"(?<=value) (?:'.*'|\".*\")(?= - at|$)", re.DOTALL)
 _decoder: msgspec.json.Decoder[Command] = msgspec.json.Decoder(Command)
 _id_decoder: msgspec.json.Decoder[_Id] = msgspec.json.Decoder(_Id)
 

@@ -1,4 +1,5 @@
-"""Ollama's native dialect, without IO: stream records to chunks, requests to bytes, listings to values.
+"""Ollama's native dialect, without IO: stream records to chunks, listings to values. Requests are in
+`ollama_requests`.
 
 What is particular to it:
 
@@ -7,6 +8,7 @@ What is particular to it:
 - `done_reason` is `stop` both at the end of an answer and at a stop string, so a stop string ends as FINISHED.
 - Go leaves zeros out. A terminal record with `eval_duration` and no `eval_count` generated nothing: 0. Any other
   absent count is unknown: None.
+- A record holds tool calls whole, never pieces of one. They are numbered as they come: older servers number none.
 - Whether a prompt was cut is not in the answer. It can only be made an error (`truncate: false`), see `context_excess`.
 """
 
@@ -14,19 +16,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import attrs
 import msgspec
 
 from engine.domain.errors import EngineError, ModelNotFound, RuntimeUnavailable, UpstreamProtocolError
-from engine.domain.generation import Chunk, EndReason, GenerationEnd, GenerationRequest
+from engine.domain.generation import Chunk, EndReason, GenerationEnd
 from transport.wire import records
 from transport.wire.lines import LineSplitter
-from transport.wire.records import ENTRIES_MAX, TOP_ASKED_MAX, Count, Entry, T
+from transport.wire.records import ENTRIES_MAX, Count, Entry, T
 
 _CONTEXT: Final = re.compile(r"context|too long", re.IGNORECASE)
 _QUOTES: Final = (" raw=",)  # what the model wrote
+_ABILITIES: Final = ("tools", "thinking", "insert", "vision")  # a model has them, whatever else is asked for
 
 
 class _Message(msgspec.Struct):
@@ -111,6 +114,26 @@ class PullProgress(msgspec.Struct):
     error: str | None = None
 
 
+class Embedded(msgspec.Struct):
+    """The answer of `/api/embed`; the vectors are for `records.vector`, one at a time: together they can be large."""
+
+    embeddings: list[msgspec.Raw]
+    prompt_eval_count: Count | None = None
+
+
+class Shown(msgspec.Struct):
+    """The answer of `/api/show`, of which the engine reads only where the model runs."""
+
+    remote_host: str = ""
+    remote_model: str = ""
+
+
+class Named(msgspec.Struct):
+    """A request of a client, of which the engine reads only which model it is for."""
+
+    model: str
+
+
 class _Error(msgspec.Struct):
     error: str
 
@@ -137,18 +160,31 @@ def parse_record(line: bytes, t_us: int, offset: int = 0) -> tuple[Chunk, ...]:
     `raw` is on the first of them, `end` on the last. The text of a tool call is its compact JSON. `offset` is where the
     line starts in the stream. Raises UpstreamProtocolError for a line that is no such record and for an error record.
     """
-    return _chunks(records.decode(line, _record_decoder, offset), line, t_us)
+    return _chunks(records.decode(line, _record_decoder, offset), line, t_us, offset)
+
+
+def whole_answer(body: bytes, t_us: int) -> tuple[Chunk, ...]:
+    """An answer that is no stream, as chunks; as `parse_record`. Without an end it is not complete."""
+    return parse_record(body, t_us)
 
 
 @attrs.define(eq=False)
 class RecordStream:
     """The bytes of one answer to its chunks. `ended`: the terminal record was seen; what came after it is ignored and
-    counted in `late_records`. `cut`: the stream ended inside a record."""
+    counted in `late_records`. `cut`: the stream ended inside a record. `reported`: the error that was raised is the
+    runtime's own record of one."""
 
     ended: bool = attrs.field(default=False, init=False)
     late_records: int = attrs.field(default=0, init=False)
     cut: bool = attrs.field(default=False, init=False)
+    reported: bool = attrs.field(default=False, init=False)
     _lines: LineSplitter = attrs.field(factory=LineSplitter, init=False)
+    _calls: int = attrs.field(default=0, init=False)  # seen
+
+    @property
+    def finishing(self) -> bool:
+        """True when the answer is whole although its terminal record is missing: never, in this dialect."""
+        return False
 
     def feed(self, data: bytes, t_us: int) -> Iterator[Chunk]:
         """The chunks of one read, which all arrived at `t_us`. Consume it whole: an error of a record comes after the
@@ -160,7 +196,7 @@ class RecordStream:
         for index, (line, start) in enumerate(zip(lines, self._lines.starts, strict=True)):
             if not line.strip():
                 continue
-            chunks = parse_record(line, t_us, start)
+            chunks = self._chunks(records.decode(line, _record_decoder, start), line, t_us, start)
             if chunks[-1].end is not None:
                 self.ended = True
                 self._count_late(lines[index + 1 :])  # now: a reader may leave at the end it was waiting for
@@ -181,15 +217,21 @@ class RecordStream:
         except UpstreamProtocolError:
             self.cut = True
             return
-        chunks = _chunks(record, rest, t_us)
+        chunks = self._chunks(record, rest, t_us, 0)
         self.ended = chunks[-1].end is not None
         yield from chunks
+
+    def _chunks(self, record: _Record, line: bytes, t_us: int, offset: int) -> tuple[Chunk, ...]:
+        self.reported = record.error is not None
+        chunks = _chunks(record, line, t_us, offset, self._calls)
+        self._calls += sum(len(chunk.tool_calls) for chunk in chunks)
+        return chunks
 
     def _count_late(self, lines: Sequence[bytes]) -> None:
         self.late_records += sum(1 for line in lines if line.strip())
 
 
-def _chunks(record: _Record, line: bytes, t_us: int) -> tuple[Chunk, ...]:
+def _chunks(record: _Record, line: bytes, t_us: int, offset: int, calls_before: int = 0) -> tuple[Chunk, ...]:
     if record.error is not None:
         raise UpstreamProtocolError(f"the runtime broke off with an error: {reported(record.error)}")
     if record.remote_host:
@@ -199,7 +241,8 @@ def _chunks(record: _Record, line: bytes, t_us: int) -> tuple[Chunk, ...]:
     parts = records.parts(message.thinking, content, message.tool_calls)
     found = record.logprobs or ()
     entries = records.token_logprobs(found, [entry.token for entry in found])
-    return records.chunks(parts, entries, t_us, line, _end(record) if record.done else None)
+    calls = records.call_parts(message.tool_calls or (), offset, calls_before)
+    return records.chunks(parts, entries, t_us, line, _end(record) if record.done else None, calls)
 
 
 def _end(record: _Record) -> GenerationEnd:
@@ -209,40 +252,6 @@ def _end(record: _Record) -> GenerationEnd:
     reason = EndReason.LENGTH if record.done_reason == "length" else EndReason.FINISHED
     load_ms = None if record.load_duration is None else record.load_duration / 1e6
     return GenerationEnd(reason, prompt_tokens=record.prompt_eval_count, eval_count=eval_count, load_ms=load_ms)
-
-
-# ── requests ──
-
-
-def request_path(request: GenerationRequest) -> str:
-    return "/api/chat" if request.messages else "/api/generate"
-
-
-def request_body(
-    request: GenerationRequest, *, logprobs: bool = True, truncate: bool = True, keep_alive: str | int | None = None
-) -> bytes:
-    """The body for `request_path`. Options stand in it only where the request gives them; we never add a runner option
-    (num_ctx and the like), since a change of one reloads the model. `truncate=False` has a long prompt refused, not
-    cut."""
-    body: dict[str, Any] = {"model": request.model, "stream": True}
-    if request.messages:
-        body["messages"] = records.messages(request)
-    else:
-        body["prompt"] = request.prompt or ""
-    if logprobs:
-        body |= {"logprobs": True, "top_logprobs": min(request.top_logprobs, TOP_ASKED_MAX)}
-    if not truncate:
-        body["truncate"] = False
-    if keep_alive is not None:
-        body["keep_alive"] = keep_alive
-    options = records.options(request.parameters, "num_predict") | dict(request.runner_options)
-    return msgspec.json.encode(body | ({"options": options} if options else {}))
-
-
-def load_body(model: str, keep_alive: str | int | None = None) -> bytes:
-    """A generate request without a prompt: it only loads; with `keep_alive=0` it unloads."""
-    body: dict[str, Any] = {"model": model, "stream": False}
-    return msgspec.json.encode(body if keep_alive is None else body | {"keep_alive": keep_alive})
 
 
 # ── answers that are not streams ──
@@ -279,12 +288,12 @@ def refusal(status: int, text: str, model: str, runtime: str) -> EngineError:
         return ModelNotFound(f"{runtime} has no model {model}; get it with `ollama pull {model}`", model=model)
     if status in (401, 403):
         return RuntimeUnavailable(f"{runtime} refuses to be used ({status}){said}", status=status)
-    return records.refusal(status, said, model, runtime, invalid=(400,))
+    return records.refusal(status, said, model, runtime, invalid=(400, 501))  # 501: it cannot embed
 
 
 def about_logprobs(status: int, text: str) -> bool:
     """True when a request may go through without log-probabilities."""
-    return status == 400 and ("logprobs" in text or "does not support" in text)
+    return status == 400 and ("logprobs" in text or ("does not support" in text and not text.endswith(_ABILITIES)))
 
 
 def context_excess(status: int, text: str) -> int | None:
@@ -299,6 +308,16 @@ def context_excess(status: int, text: str) -> int | None:
 
 
 # ── names ──
+
+
+def names_only(body: bytes, model: str) -> bool:
+    """True when a request is for `model` whoever reads it: Ollama takes keys in any case, and the last of them."""
+    try:
+        keys = msgspec.json.decode(body, type=dict[str, msgspec.Raw])
+        named = msgspec.json.decode(body, type=Named).model
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return named == model and [key for key in keys if key.casefold() == "model"] == ["model"]
 
 
 def is_cloud_name(name: str) -> bool:

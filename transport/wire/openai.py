@@ -1,5 +1,5 @@
-"""The OpenAI dialect of local servers (llama.cpp, vLLM, LM Studio, …), without IO: stream events to chunks, requests to
-bytes, listings to values.
+"""The OpenAI dialect of local servers (llama.cpp, vLLM, LM Studio, …), without IO: stream events to chunks, listings to
+values. Requests are in `openai_requests`.
 
 What is particular to it:
 
@@ -16,26 +16,29 @@ What is particular to it:
 from __future__ import annotations
 
 import codecs
+import re
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import attrs
 import msgspec
 
 from engine.domain.errors import EngineError, ModelNotFound, RuntimeUnavailable, UpstreamProtocolError
-from engine.domain.generation import Chunk, EndReason, GenerationEnd, GenerationRequest, TokenLogprob, TopEntry
+from engine.domain.generation import Chunk, EndReason, GenerationEnd, TokenLogprob, ToolCallPart, TopEntry
 from transport.wire import records
-from transport.wire.records import ENTRIES_MAX, TOKEN_CHARS_MAX, TOP_ASKED_MAX, TOP_MAX, Count, LogProb, Part, TokenText
+from transport.wire.openai_requests import CHAT_PATH
+from transport.wire.records import ENTRIES_MAX, TOKEN_CHARS_MAX, TOP_MAX, Count, LogProb, Part, TokenText
 from transport.wire.sse import Event, EventStream
 
-CHAT_PATH: Final = "/v1/chat/completions"
 MODELS_PATH: Final = "/v1/models"
+PROPS_PATH: Final = "/props"  # of llama.cpp
 DONE: Final = b"[DONE]"
 CHOICES_MAX: Final = 16  # one is asked for
 _BROKEN: Final = frozenset({"error", "abort"})
 # Servers that check requests with pydantic quote the request after `input`; llama.cpp quotes the answer that it cannot
 # take apart.
 _QUOTES: Final = (" raw=", "'input'", '"input"', "input_value=", " at pos ")
+_UNABLE: Final = re.compile(r"input is not supported")  # llama.cpp's 500 for an image that the model cannot see
 
 _Byte = Annotated[int, msgspec.Meta(ge=0, le=255)]
 _TokenBytes = Annotated[list[_Byte], msgspec.Meta(max_length=4 * TOKEN_CHARS_MAX)]
@@ -71,6 +74,7 @@ class _Delta(msgspec.Struct):
 class _Choice(msgspec.Struct):
     index: int = 0
     delta: _Delta | None = None
+    message: _Delta | None = None  # in answers that are no streams
     text: str | None = None
     finish_reason: str | None = None
     stop_reason: int | str | None = None
@@ -105,11 +109,39 @@ class _Record(msgspec.Struct):
         return self.error
 
 
+class _Embedding(msgspec.Struct):
+    index: Count
+    embedding: msgspec.Raw
+
+
+class Embedded(msgspec.Struct):
+    """The answer of `/v1/embeddings`; the vectors are for `records.vector`, one at a time: together they can be
+    large."""
+
+    data: list[_Embedding]
+    usage: _Usage | None = None
+
+    def in_order(self) -> list[msgspec.Raw]:
+        """The vectors in the order of the texts. Raises UpstreamProtocolError when one is missing or is there twice."""
+        found = sorted(self.data, key=lambda item: item.index)
+        if [item.index for item in found] != list(range(len(found))):
+            raise UpstreamProtocolError("the runtime sent embeddings that are not one per text")
+        return [item.embedding for item in found]
+
+
 class ListedModel(msgspec.Struct):
     """A model of `/v1/models`. `owned_by` names the software on local servers."""
 
     id: str
     owned_by: str | None = None
+
+
+class _TemplateCaps(msgspec.Struct):
+    supports_tools: bool = True
+
+
+class _Props(msgspec.Struct):
+    chat_template_caps: _TemplateCaps = msgspec.field(default_factory=_TemplateCaps)
 
 
 class _Models(msgspec.Struct):
@@ -118,6 +150,8 @@ class _Models(msgspec.Struct):
 
 _record_decoder: Final = msgspec.json.Decoder(_Record)
 _models_decoder: Final = msgspec.json.Decoder(_Models)
+_props_decoder: Final = msgspec.json.Decoder(_Props)
+_embedded_decoder: Final = msgspec.json.Decoder(Embedded)
 
 
 # ── the stream ──
@@ -129,14 +163,15 @@ class ChunkStream:
 
     `finishing`: a `finish_reason` was seen, only counts and `[DONE]` can still come. `ended`: the last chunk was handed
     out; it carries the end, unless no `finish_reason` came before `[DONE]`. What comes after it is ignored and counted
-    in `late_records`. `cut`: the stream ended inside an event. `logprobs`: entries seen. `secret` is kept out of error
-    texts.
+    in `late_records`. `cut`: the stream ended inside an event. `reported`: the error that was raised is an event of the
+    server's own. `logprobs`: entries seen. `secret` is kept out of error texts.
     """
 
     secret: str = attrs.field(default="", repr=False)
     ended: bool = attrs.field(default=False, init=False)
     late_records: int = attrs.field(default=0, init=False)
     cut: bool = attrs.field(default=False, init=False)
+    reported: bool = attrs.field(default=False, init=False)
     logprobs: int = attrs.field(default=0, init=False)
     _events: EventStream = attrs.field(factory=EventStream, init=False)
     _reason: EndReason | None = attrs.field(default=None, init=False)
@@ -181,17 +216,17 @@ class ChunkStream:
 
     def _chunks(self, record: _Record, data: bytes, t_us: int) -> Iterator[Chunk]:
         """One chunk, or one per kind of text in the record; `raw` is on the first."""
-        if record.fault is not None:
-            raise UpstreamProtocolError(f"the runtime broke off with an error: {reported(record.fault, self.secret)}")
-        choice = next((choice for choice in record.choices or () if choice.index == 0), _Choice())
-        if choice.finish_reason in _BROKEN:
-            raise UpstreamProtocolError(f"the runtime broke off its answer ({choice.finish_reason})")
+        fault = _fault(record, self.secret)
+        if fault is not None:
+            self.reported = True
+            raise fault
+        choice = _choice(record)
         self._usage = record.usage or self._usage
         self._reason = self._reason or _reason(choice)
         parts = _parts(choice)
         entries = _entries(choice.logprobs, "".join(text for _, text in parts))
         self.logprobs += len(entries)
-        yield from records.chunks(parts, entries, t_us, data)
+        yield from records.chunks(parts, entries, t_us, data, calls=_calls(choice))
 
     def _last_event(self) -> Iterator[Event]:
         event = self._events.finish()
@@ -212,6 +247,34 @@ class ChunkStream:
         return GenerationEnd(self._reason, self._usage.prompt_tokens, self._usage.completion_tokens)
 
 
+def whole_answer(body: bytes, t_us: int, secret: str = "") -> tuple[Chunk, ...]:
+    """An answer that is no stream (a `chat.completion` or `text_completion`) as chunks, one per kind of text; `raw` is
+    on the first, the end on the last. Without an end it is not complete. Raises UpstreamProtocolError."""
+    record = records.decode(body, _record_decoder)
+    fault = _fault(record, secret)
+    if fault is not None:
+        raise fault
+    choice, usage, end = _choice(record), record.usage or _Usage(), None
+    reason = _reason(choice)
+    if reason is not None:
+        end = GenerationEnd(reason, usage.prompt_tokens, usage.completion_tokens)
+    parts = _parts(choice)
+    entries = _entries(choice.logprobs, "".join(text for _, text in parts))
+    return records.chunks(parts, entries, t_us, body, end, _calls(choice))
+
+
+def _fault(record: _Record, secret: str) -> UpstreamProtocolError | None:
+    if record.fault is not None:
+        return UpstreamProtocolError(f"the runtime broke off with an error: {reported(record.fault, secret)}")
+    reason = _choice(record).finish_reason
+    return UpstreamProtocolError(f"the runtime broke off its answer ({reason})") if reason in _BROKEN else None
+
+
+def _choice(record: _Record) -> _Choice:
+    """The first of the answers, the only one that is asked for."""
+    return next((choice for choice in record.choices or () if choice.index == 0), _Choice())
+
+
 def _reason(choice: _Choice) -> EndReason | None:
     if not choice.finish_reason:
         return None
@@ -222,10 +285,18 @@ def _reason(choice: _Choice) -> EndReason | None:
 
 def _parts(choice: _Choice) -> list[Part]:
     """The texts of a choice by kind. Parts of tool calls are compact JSON, so that index, id and name are kept."""
-    delta = choice.delta or _Delta()
+    delta = _said(choice)
     thinking = delta.reasoning_content or delta.reasoning  # some servers send the same text under both names
     answer = (delta.content or "") + (delta.refusal or "") + (choice.text or "")
     return records.parts(thinking, answer, delta.tool_calls)
+
+
+def _calls(choice: _Choice) -> tuple[ToolCallPart, ...]:
+    return records.call_parts(_said(choice).tool_calls or (), 0)
+
+
+def _said(choice: _Choice) -> _Delta:
+    return choice.delta or choice.message or _Delta()
 
 
 # ── log-probabilities ──
@@ -269,34 +340,23 @@ def _completion_entries(logprobs: _LogProbs) -> tuple[TokenLogprob, ...]:
     )
 
 
-# ── requests ──
-
-
-def request_body(request: GenerationRequest, *, logprobs: bool = True) -> bytes:
-    """The body for `CHAT_PATH`. Parameters stand in it only where the request gives them (`top_k` is no parameter of
-    the API itself, but llama.cpp, vLLM and LM Studio take it).
-
-    A prompt becomes the one message of a user: that applies the model's chat template, as a prompt to Ollama does. The
-    API's own way for prompts, `/v1/completions`, would have a chat model continue the text instead of answering it, and
-    servers leave its log-probabilities out.
-    """
-    body: dict[str, Any] = {
-        "model": request.model,
-        "messages": records.messages(request) or [{"role": "user", "content": request.prompt or ""}],
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    if logprobs:
-        body |= {"logprobs": True, "top_logprobs": min(request.top_logprobs, TOP_ASKED_MAX)}
-    return msgspec.json.encode(body | records.options(request.parameters, "max_tokens"))
-
-
 # ── answers that are not streams ──
 
 
 def listed_models(body: bytes) -> list[ListedModel]:
     """The answer to `MODELS_PATH`. Raises UpstreamProtocolError."""
     return records.decode(body, _models_decoder).data
+
+
+def takes_tools(body: bytes) -> bool:
+    """False when llama.cpp's answer to `PROPS_PATH` says that the chat template leaves tools out. Raises
+    UpstreamProtocolError."""
+    return records.decode(body, _props_decoder).chat_template_caps.supports_tools
+
+
+def embedded(body: bytes) -> Embedded:
+    """The answer to a request for embeddings. Raises UpstreamProtocolError."""
+    return records.decode(body, _embedded_decoder)
 
 
 def error_text(body: bytes) -> str:
@@ -324,7 +384,10 @@ def refusal(status: int, text: str, model: str, runtime: str, secret: str = "") 
         return UpstreamProtocolError(f"{runtime} has no {CHAT_PATH}; is its URL right?", status=status)
     if status in (401, 403):
         return RuntimeUnavailable(f"{runtime} refuses to be used ({status}); is its API key right?", status=status)
-    return records.refusal(status, said, model, runtime, invalid=(400, 413, 422))
+    invalid = [400, 413, 422, 501]  # 501: it cannot embed
+    if _UNABLE.search(text):
+        invalid.append(500)
+    return records.refusal(status, said, model, runtime, invalid)
 
 
 def about_logprobs(status: int, text: str) -> bool:

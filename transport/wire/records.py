@@ -1,11 +1,11 @@
 """What the dialects of runtimes share, without IO: the limits of what is decoded, the way of a record from bytes to
-chunks, and the part of requests and refusals in which they agree."""
+chunks, the vectors of embeddings, and the part of refusals in which they agree."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Final, TypeVar
 
 import msgspec
 
@@ -13,18 +13,18 @@ from engine.domain.errors import EngineError, InvalidRequest, Overloaded, Upstre
 from engine.domain.generation import (
     Chunk,
     GenerationEnd,
-    GenerationRequest,
-    Parameters,
     TokenKind,
     TokenLogprob,
+    ToolCallPart,
     TopEntry,
 )
 
 TOKEN_CHARS_MAX: Final = 16 * 1024
-ENTRIES_MAX: Final = 4_096  # log-probability entries in one record
+ENTRIES_MAX: Final = 65_536  # log-probability entries in one record; a whole answer is one
 TOP_MAX: Final = 64  # alternatives of one entry; more than anybody may ask for
 TOP_ASKED_MAX: Final = 20  # the OpenAI API's own limit; Ollama answers 400 above it
 COUNT_MAX: Final = 2**53
+DIMENSIONS_MAX: Final = 65_536  # of an embedding
 REPORTED_CHARS_MAX: Final = 200  # of the runtime's own error text
 LOGPROB_ROUNDING: Final = 1e-3  # float32 sums can come out a little above zero
 
@@ -51,6 +51,22 @@ class Entry(msgspec.Struct):
     top_logprobs: Annotated[list[Top], msgspec.Meta(max_length=TOP_MAX)] | None = None
 
 
+class _Function(msgspec.Struct):
+    name: str | None = None
+    arguments: msgspec.Raw = msgspec.Raw(b"")
+
+
+class _Call(msgspec.Struct):
+    id: str | None = None
+    index: Count | None = None
+    function: _Function | None = None
+
+
+_call_decoder: Final = msgspec.json.Decoder(_Call)
+_Vector = Annotated[list[float], msgspec.Meta(min_length=1, max_length=DIMENSIONS_MAX)]
+_vector_decoder: Final[msgspec.json.Decoder[list[float]]] = msgspec.json.Decoder(_Vector)
+
+
 # ── from bytes ──
 
 
@@ -70,6 +86,12 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T], offset: int = 0) -> T:
     raise UpstreamProtocolError(
         f"the runtime sent a record that cannot be read at byte {offset + at}: {reason}", offset=offset + at
     )
+
+
+def vector(data: msgspec.Raw) -> tuple[float, ...]:
+    """An embedding. Raises UpstreamProtocolError unless it is a list of finite numbers."""
+    found: list[float] = decode(bytes(data), _vector_decoder)
+    return tuple(found)
 
 
 def printable(text: str, quotes: Iterable[str]) -> str:
@@ -104,6 +126,37 @@ def parts(thinking: str | None, answer: str | None, calls: Iterable[msgspec.Raw]
     return found or [(TokenKind.ANSWER, "")]
 
 
+def call_parts(calls: Iterable[msgspec.Raw], offset: int, begin: int | None = None) -> tuple[ToolCallPart, ...]:
+    """The calls, or pieces of them, that a record holds. With `begin` they are whole, and numbered from there; else
+    their index is what the record says, or their place in it. Arguments may be an object or its text. `offset` is where
+    the record starts in the stream. Raises UpstreamProtocolError for what is no call."""
+    found = []
+    for place, data in enumerate(calls):
+        try:
+            call = _call_decoder.decode(bytes(data))
+            function = call.function or _Function()
+            arguments = _arguments(function.arguments)
+        except (msgspec.DecodeError, RecursionError):
+            raise UpstreamProtocolError(
+                f"the runtime sent a record that cannot be read at byte {offset}: one of its tool calls is none",
+                offset=offset,
+            ) from None
+        index = place if call.index is None else call.index
+        found.append(
+            ToolCallPart(index if begin is None else begin + place, function.name or "", arguments, call.id or "")
+        )
+    return tuple(found)
+
+
+def _arguments(data: msgspec.Raw) -> str:
+    text = bytes(data)
+    if text in (b"", b"null"):
+        return ""
+    if text.startswith(b'"'):
+        return msgspec.json.decode(text, type=str)
+    return str(msgspec.json.format(text, indent=-1), "utf-8")
+
+
 def token_logprobs(entries: Sequence[Entry], tokens: Iterable[str]) -> tuple[TokenLogprob, ...]:
     """The `entries` for what `tokens` say their texts are. None at all when one of them has no value."""
     found = []
@@ -117,9 +170,15 @@ def token_logprobs(entries: Sequence[Entry], tokens: Iterable[str]) -> tuple[Tok
 
 
 def chunks(
-    parts: Sequence[Part], entries: tuple[TokenLogprob, ...], t_us: int, raw: bytes, end: GenerationEnd | None = None
+    parts: Sequence[Part],
+    entries: tuple[TokenLogprob, ...],
+    t_us: int,
+    raw: bytes,
+    end: GenerationEnd | None = None,
+    calls: tuple[ToolCallPart, ...] = (),
 ) -> tuple[Chunk, ...]:
-    """The chunks of one record, one per part. `raw` is on the first of them, `end` on the last."""
+    """The chunks of one record, one per part. `raw` is on the first of them, `end` on the last, `calls` are those of
+    the part that is of tool calls."""
     last = len(parts) - 1
     return tuple(
         Chunk(
@@ -129,6 +188,7 @@ def chunks(
             logprobs=logprobs,
             end=end if index == last else None,
             raw=b"" if index else raw,
+            tool_calls=calls if kind is TokenKind.TOOL else (),
         )
         for index, ((kind, text), logprobs) in enumerate(zip(parts, _dealt(parts, entries), strict=True))
     )
@@ -147,23 +207,3 @@ def _dealt(parts: Sequence[Part], entries: tuple[TokenLogprob, ...]) -> list[tup
         dealt.append(entries[:taken])
         entries = entries[taken:]
     return [*dealt, entries]
-
-
-# ── requests ──
-
-
-def messages(request: GenerationRequest) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in request.messages]
-
-
-def options(parameters: Parameters, max_tokens: str) -> dict[str, Any]:
-    """The parameters that are given, and no others; `max_tokens` is the dialect's name for the longest answer."""
-    named = {
-        "temperature": parameters.temperature,
-        "top_p": parameters.top_p,
-        "top_k": parameters.top_k,
-        max_tokens: parameters.max_tokens,
-        "seed": parameters.seed,
-        "stop": list(parameters.stop) or None,
-    }
-    return {name: value for name, value in named.items() if value is not None}

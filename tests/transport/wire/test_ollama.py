@@ -22,9 +22,6 @@ from engine.domain.generation import (
     Chunk,
     EndReason,
     GenerationEnd,
-    GenerationRequest,
-    Message,
-    Parameters,
     TokenKind,
     TokenLogprob,
     TopEntry,
@@ -324,38 +321,7 @@ def test_reported_text_is_short_and_printable_and_quotes_no_answer():
     assert ollama.reported("error parsing tool call: raw='my answer', err=eof") == "error parsing tool call:"
 
 
-# ── requests ──
-
-
-def body_of(request: GenerationRequest, **options: object) -> dict[str, object]:
-    decoded: dict[str, object] = json.loads(ollama.request_body(request, **options))  # type: ignore[arg-type]
-    return decoded
-
-
-def test_requests_hold_what_was_given_and_no_more():
-    bare = GenerationRequest("m", prompt="hello")
-    assert ollama.request_path(bare) == "/api/generate"
-    assert body_of(bare) == {"model": "m", "stream": True, "prompt": "hello", "logprobs": True, "top_logprobs": 10}
-    assert body_of(bare, logprobs=False) == {"model": "m", "stream": True, "prompt": "hello"}
-    assert body_of(bare, truncate=False)["truncate"] is False
-    assert body_of(bare, keep_alive="30m")["keep_alive"] == "30m"
-    full = GenerationRequest(
-        "m",
-        messages=(Message("system", "be brief"), Message("user", "hé")),
-        parameters=Parameters(temperature=0.0, top_p=0.5, top_k=1, max_tokens=9, seed=0, stop=("\n",)),
-        top_logprobs=99,
-    )
-    assert ollama.request_path(full) == "/api/chat"
-    assert body_of(full) == {
-        "model": "m",
-        "stream": True,
-        "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hé"}],
-        "logprobs": True,
-        "top_logprobs": 20,
-        "options": {"temperature": 0.0, "top_p": 0.5, "top_k": 1, "num_predict": 9, "seed": 0, "stop": ["\n"]},
-    }
-    assert json.loads(ollama.load_body("m", 0)) == {"model": "m", "stream": False, "keep_alive": 0}
-    assert "prompt" not in json.loads(ollama.load_body("m"))
+# ── names and lengths ──
 
 
 def test_the_length_of_a_refused_prompt():

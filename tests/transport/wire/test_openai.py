@@ -22,9 +22,6 @@ from engine.domain.generation import (
     Chunk,
     EndReason,
     GenerationEnd,
-    GenerationRequest,
-    Message,
-    Parameters,
     TokenKind,
     TokenLogprob,
     TopEntry,
@@ -335,7 +332,13 @@ def test_any_answer_is_a_value_or_a_protocol_error(body: bytes):
     assert isinstance(openai.error_text(body), str)
 
 
-# ── refusals and requests ──
+def test_what_a_template_takes():
+    assert openai.takes_tools(b'{"chat_template_caps":{"supports_tools":true}}')
+    assert openai.takes_tools(b"{}")
+    assert not openai.takes_tools(b'{"chat_template_caps":{"supports_tools":false},"modalities":{}}')
+
+
+# ── refusals ──
 
 
 def test_refusals():
@@ -379,37 +382,3 @@ def test_refusals_because_of_log_probabilities():
     assert openai.about_logprobs(403, "You are not allowed to request logprobs from this model")
     assert not openai.about_logprobs(400, "top_k is not supported")
     assert not openai.about_logprobs(500, "logprobs")
-
-
-def body_of(request: GenerationRequest, **options: bool) -> dict[str, object]:
-    decoded: dict[str, object] = json.loads(openai.request_body(request, **options))
-    return decoded
-
-
-def test_requests_hold_what_was_given_and_no_more():
-    bare = {
-        "model": "m",
-        "messages": [{"role": "user", "content": "hello"}],
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    request = GenerationRequest("m", prompt="hello")
-    assert body_of(request) == bare | {"logprobs": True, "top_logprobs": 10}
-    assert body_of(request, logprobs=False) == bare
-    full = GenerationRequest(
-        "m",
-        messages=(Message("system", "be brief"), Message("user", "hé")),
-        parameters=Parameters(temperature=0.0, top_p=0.5, top_k=1, max_tokens=9, seed=0, stop=("\n",)),
-        top_logprobs=99,
-    )
-    assert body_of(full) == bare | {
-        "messages": [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hé"}],
-        "logprobs": True,
-        "top_logprobs": 20,
-        "temperature": 0.0,
-        "top_p": 0.5,
-        "top_k": 1,
-        "max_tokens": 9,
-        "seed": 0,
-        "stop": ["\n"],
-    }

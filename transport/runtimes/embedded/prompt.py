@@ -1,6 +1,7 @@
 """What the models are asked. They know one form only: `Q: {question}` and `A:`, after the begin-of-text token.
 
 Of a chat the last user message is the question: the models have no memory, and a conversation would only confuse them.
+Nor do they follow instructions, so `system` is not read, beside a prompt as little as in a chat.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ particular to this runtime, and `details` of each model says so:
 - End-of-text is a generated token: it counts in `eval_count`, has its own log-probability, and its text is a newline.
 - Tokens come at a declared pace, so that a person can watch. A slow reader slows the model: nothing is computed ahead.
 
-`prompt_tokens` counts the question as it was read, once, however often it is asked.
+`prompt_tokens` counts the question as it was read, once, however often it is asked. What these models cannot do (tools,
+images, a format, penalties and so on) is refused; `system` and what was said before are not read, see `prompt`.
 """
 
 from __future__ import annotations
@@ -22,8 +23,17 @@ from typing import ClassVar, Final, TypeVar, TypeVarTuple
 import attrs
 import trio
 
-from engine.domain.errors import ModelLoadFailed, ModelNotFound
-from engine.domain.generation import Chunk, Clock, EndReason, GenerationEnd, GenerationRequest
+from engine.domain.errors import InvalidRequest, ModelLoadFailed, ModelNotFound
+from engine.domain.generation import (
+    Chunk,
+    Clock,
+    Dialect,
+    Embeddings,
+    EmbedRequest,
+    EndReason,
+    GenerationEnd,
+    GenerationRequest,
+)
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe
 from transport.runtimes.embedded import gguf
 from transport.runtimes.embedded.answer import Answer, Model
@@ -32,6 +42,7 @@ from transport.runtimes.embedded.forward import CONTEXT_MAX, Transformer
 from transport.runtimes.embedded.prompt import Prompt, PromptReader, question_of
 from transport.runtimes.embedded.sampler import Sampler
 from transport.runtimes.embedded.text import TextStream
+from transport.wire.requests import refuse_all_but_words, refuse_penalties
 
 MODELS: Final = {
     "lexicon": "WordNet 3.0 glosses",
@@ -66,6 +77,7 @@ class EmbeddedRuntime:
     kind: ClassVar[str] = "embedded"
     url: ClassVar[str | None] = None
     local: ClassVar[bool] = True
+    dialects: ClassVar[frozenset[Dialect]] = frozenset()
 
     def __attrs_post_init__(self) -> None:
         self.threads = trio.CapacityLimiter(os.cpu_count() or 1)
@@ -103,11 +115,18 @@ class EmbeddedRuntime:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
         """Stream an answer: one chunk a token; the last one carries `end` with LENGTH or STOP. Loads the model first.
 
-        Once the context is left no thread works for it any more.
+        Once the context is left no thread works for it any more. Raises InvalidRequest for what these models cannot do.
         """
+        refuse_all_but_words(request, self.name)
+        refuse_penalties(request.parameters, self.name)
         model = await self._loaded(request.model)
         async with aclosing(self._chunks(model, request)) as chunks:
             yield chunks
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """Raises InvalidRequest: these models are too small for vectors that mean anything."""
+        await trio.lowlevel.checkpoint()
+        raise InvalidRequest(f"{self.name} models cannot embed; use a model of another runtime", model=request.model)
 
     async def _chunks(self, model: Model, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         parameters = request.parameters

@@ -17,9 +17,9 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, aclosing, asynccontextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, TypeVar
 
 import attrs
 import trio
@@ -33,12 +33,22 @@ from engine.domain.errors import (
     UpstreamTimeout,
     UpstreamTruncated,
 )
-from engine.domain.generation import Chunk, Clock, GenerationRequest
+from engine.domain.generation import (
+    Chunk,
+    Clock,
+    Dialect,
+    Embeddings,
+    EmbedRequest,
+    Forwarded,
+    ForwardRequest,
+    GenerationRequest,
+)
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe
 from engine.domain.pull import PullProgress
 from transport.runtimes.llama_cpp.header import GgufHeader, read_header
 from transport.runtimes.llama_cpp.hub import HuggingFace
 from transport.runtimes.llama_cpp.process import (
+    HOST,
     NAME,
     ModelProcess,
     ServerSettings,
@@ -47,12 +57,19 @@ from transport.runtimes.llama_cpp.process import (
     socket_path,
 )
 from transport.runtimes.llama_cpp.source import GgufSource, distinct, downloaded_sources, repo_source
+from transport.runtimes.openai import OpenAIRuntime
+from transport.runtimes.upstream import Upstream, unix_socket
+from transport.wire import openai as wire
+from transport.wire.requests import offered, refused
 
 PROBE_S: Final = 2.0
+PROPS_S: Final = 30.0  # it may be busy with a prompt
 EXIT_S: Final = 1.0  # from a broken stream to the news that the process has ended
 INSTALL: Final = "pip install 'wf-engine[llama]'"
 FAULTS_SHOWN: Final = 3
 PULLS_MAX: Final = 4  # at a time
+
+T = TypeVar("T")
 
 
 @attrs.define
@@ -65,8 +82,9 @@ class LlamaCppCounters:
 
 @attrs.define(eq=False)
 class LlamaCppRuntime:
-    """Implements `Runtime`. `models` come from `parse_source`; `downloads` is where pulled files are and `sockets` a
-    folder for sockets (closed to other users; a temporary one takes its place when its path is too long for a socket).
+    """Implements `Runtime`, `Puller` and `Forwarder`. `models` come from `parse_source`; `downloads` is where pulled
+    files are and `sockets` a folder for sockets (closed to other users; a temporary one takes its place when its path
+    is too long for a socket).
 
     `run` owns all processes: nothing can be loaded before it has started, and they end with it. Calls raise
     RuntimeFault and ModelNotFound, and also Overloaded and InvalidRequest.
@@ -82,6 +100,7 @@ class LlamaCppRuntime:
     _nursery: trio.Nursery | None = attrs.field(default=None, init=False)
     _folder: Path = attrs.field(init=False)  # of the sockets, while `run` runs
     _processes: dict[str, ModelProcess] = attrs.field(factory=dict, init=False)
+    _with_tools: dict[Path, bool] = attrs.field(factory=dict, init=False)  # by socket: which take tools
     _locks: dict[Path, trio.Lock] = attrs.field(factory=dict, init=False)  # those in use
     _pulls: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(PULLS_MAX), init=False)
     _headers: dict[Path, tuple[tuple[int, int], GgufHeader | ModelLoadFailed]] = attrs.field(factory=dict, init=False)
@@ -90,6 +109,7 @@ class LlamaCppRuntime:
     kind: ClassVar[str] = "llama_cpp"
     url: ClassVar[str | None] = None
     local: ClassVar[bool] = True
+    dialects: ClassVar[frozenset[Dialect]] = OpenAIRuntime.dialects
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Own the processes until cancelled; they are gone when it returns. Raises RuntimeUnavailable when there can be
@@ -206,6 +226,7 @@ class LlamaCppRuntime:
             await process.serve()
         finally:
             self._processes.pop(process.source.name)
+            self._with_tools.pop(process.socket, None)
         self.counters.crashes += process.failure is None and not process.stopped
 
     # ── answers ──
@@ -213,16 +234,42 @@ class LlamaCppRuntime:
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
         """Stream an answer; loads the model first. As in `openai`, and a process that ends inside the answer raises
-        UpstreamTruncated with the reason. Leaving closes the connection, and llama.cpp stops at once."""
+        UpstreamTruncated with the reason. Leaving closes the connection, and llama.cpp stops at once. Raises
+        InvalidRequest for tools when the model's chat template has no place for them: llama.cpp would leave them
+        out."""
         process = await self._running(request.model)
         async with AsyncExitStack() as stack:
-            try:
-                chunks = await stack.enter_async_context(process.api.generate(request))
-            except RuntimeFault as error:
-                if await _has_ended(process, error):
-                    raise RuntimeUnavailable(_end_of(process, "before it answered"), model=request.model) from error
-                raise
+            chunks = await _entered(stack, self._answer(process, request), process)
             yield await stack.enter_async_context(aclosing(_explaining(chunks, process)))
+
+    @asynccontextmanager
+    async def _answer(self, process: ModelProcess, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
+        if offered(request)[0] and not await self._takes_tools(process):
+            raise refused("tools", f"{request.model} cannot call any: its chat template has no place for them")
+        async with process.api.generate(request) as chunks:
+            yield chunks
+
+    async def _takes_tools(self, process: ModelProcess) -> bool:
+        """Asked once of a process."""
+        if process.socket not in self._with_tools:
+            upstream = Upstream(process.api.name, HOST, unix_socket(str(process.socket)))
+            answer = await upstream.ask("GET", wire.PROPS_PATH, timeout_s=PROPS_S)
+            self._with_tools[process.socket] = answer.status != 200 or wire.takes_tools(answer.body)
+        return self._with_tools[process.socket]
+
+    @asynccontextmanager
+    async def forward(self, request: ForwardRequest) -> AsyncIterator[Forwarded]:
+        """Hand on a client's request and the answer to it, as in `openai`; loads the model first."""
+        process = await self._running(request.model)
+        async with AsyncExitStack() as stack:
+            answer = await _entered(stack, process.api.forward(request), process)
+            reads = await stack.enter_async_context(aclosing(_explaining(answer.reads, process)))
+            yield Forwarded(answer.status, answer.content_type, reads, answer.retry_after)
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """Raises InvalidRequest: the processes are started to answer, and llama.cpp does either that or this."""
+        await trio.lowlevel.checkpoint()
+        raise InvalidRequest(f"{NAME} cannot embed here; use a model of another runtime", model=request.model)
 
     # ── downloads ──
 
@@ -318,10 +365,21 @@ class LlamaCppRuntime:
         )
 
 
-async def _explaining(chunks: AsyncIterator[Chunk], process: ModelProcess) -> AsyncGenerator[Chunk, None]:
+async def _entered(stack: AsyncExitStack, answer: AbstractAsyncContextManager[T], process: ModelProcess) -> T:
+    """What an answer of the process is, on entering. Raises RuntimeUnavailable when the process ends before it."""
     try:
-        async for chunk in chunks:
-            yield chunk
+        return await stack.enter_async_context(answer)
+    except RuntimeFault as error:
+        if await _has_ended(process, error):
+            end = _end_of(process, "before it answered")
+            raise RuntimeUnavailable(end, model=process.source.name) from error
+        raise
+
+
+async def _explaining(parts: AsyncIterator[T], process: ModelProcess) -> AsyncGenerator[T, None]:
+    try:
+        async for part in parts:
+            yield part
     except RuntimeFault as error:
         if await _has_ended(process, error):
             raise UpstreamTruncated(_end_of(process, "inside its answer"), model=process.source.name) from error

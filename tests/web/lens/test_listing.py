@@ -1,0 +1,239 @@
+"""The calls of the drop-in APIs that ask for no text: what there is, what is in memory, and what is not served."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from engine.domain.errors import ModelLoadFailed
+from engine.settings import LensSettings, Settings
+from tests.fakes.api import HOST, running_api
+from tests.fakes.http_server import serving
+from tests.fakes.network import http_head, read_answer
+from tests.fakes.runtime import ScriptedRuntime, words
+from tests.web.lens.ways import OLLAMA_CHAT, OLLAMA_GENERATE
+
+ALIASED = Settings(lens=LensSettings(aliases={"gpt-4o-mini": "b"}))
+
+
+def scripted(*steps, **more):
+    return lambda clock: ScriptedRuntime(clock, steps or words(5), **more)
+
+
+# ── the root ──
+
+
+@pytest.mark.parametrize("accept", [None, "*/*", "application/json"])
+async def test_a_program_that_asks_the_root_hears_what_ollama_says(accept, autojump_clock):
+    async with running_api() as api:
+        headers = {} if accept is None else {"accept": accept}
+        answer = await api.get("/", **headers)
+        assert (answer.status, answer.body) == (200, b"Ollama is running")
+        async with serving(api.app) as server:
+            stream = await server.listener.connect()
+            given = [] if accept is None else [f"accept: {accept}"]
+            await stream.send_all(http_head("HEAD", "/", HOST, given))
+            head = await read_answer(stream, "HEAD")
+        assert (head.status, head.body) == (200, b"")
+        assert head.headers["content-type"] == answer.headers["content-type"] == "text/plain; charset=utf-8"
+
+
+async def test_a_browser_gets_the_page(autojump_clock):
+    async with running_api() as api:
+        answer = await api.get("/", accept="text/html,application/xhtml+xml,*/*;q=0.8")
+        assert (answer.status, answer.body) == (200, b"<!doctype html>")
+
+
+# ── what there is ──
+
+
+async def test_the_version_is_one_that_clients_can_compare(autojump_clock):
+    async with running_api() as api:
+        version = (await api.get("/api/version")).json["version"]
+        assert all(part.isdecimal() for part in version.split("."))
+
+
+async def test_both_lists_name_the_models_as_the_engine_does(autojump_clock):
+    async with running_api() as api:
+        tags = (await api.get("/api/tags")).json["models"]
+        assert [(model["name"], model["model"], model["size"]) for model in tags] == [
+            (name, name, 1000) for name in "abc"
+        ]
+        listed = (await api.get("/v1/models")).json
+        assert (listed["object"], [model["id"] for model in listed["data"]]) == ("list", ["a", "b", "c"])
+        api.slice.runtime.models = ("new",)
+        assert [model["name"] for model in (await api.get("/api/tags")).json["models"]] == ["new"]
+        api.slice.runtime.models = ("newer",)
+        assert [model["id"] for model in (await api.get("/v1/models")).json["data"]] == ["newer"]
+
+
+@pytest.mark.parametrize("name", ["a", "scripted/a"])
+async def test_one_model_is_shown_under_the_name_it_was_asked_by(name, autojump_clock):
+    async with running_api() as api:
+        answer = await api.get(f"/v1/models/{name}")
+        assert (answer.status, answer.json["id"], answer.json["object"]) == (200, name, "model")
+        missing = await api.get("/v1/models/zzz")
+        assert missing.status == 404
+        assert "zzz" in missing.json["error"]["message"]
+
+
+@pytest.mark.parametrize("body", [{"model": "a"}, {"name": "a"}, {"model": "scripted/a", "verbose": True}])
+async def test_show_says_what_is_known(body, autojump_clock):
+    async with running_api() as api:
+        answer = await api.post("/api/show", body)
+        assert (answer.status, answer.json["capabilities"]) == (200, ["completion"])
+        assert set(answer.json) >= {"details", "model_info"}
+
+
+@pytest.mark.parametrize(("body", "status"), [({"model": "zzz"}, 404), ({}, 400), ({"model": 1}, 400), (b"{", 400)])
+async def test_show_refuses_in_ollamas_shape(body, status, autojump_clock):
+    async with running_api() as api:
+        answer = await api.post("/api/show", body)
+        assert answer.status == status
+        assert isinstance(answer.json["error"], str)
+
+
+async def test_show_and_the_models_know_aliases(autojump_clock):
+    async with running_api(settings=ALIASED) as api:
+        assert (await api.post("/api/show", {"model": "gpt-4o-mini"})).status == 200
+        assert (await api.get("/v1/models/gpt-4o-mini")).json["id"] == "gpt-4o-mini"
+
+
+# ── in memory and out of it ──
+
+
+async def test_ps_lists_what_is_in_memory_and_only_that(autojump_clock):
+    async with running_api(scripted(load_s=1.0)) as api:
+        assert (await api.get("/api/ps")).json["models"] == []
+        await api.post("/api/chat", OLLAMA_CHAT.body())
+        listed = (await api.get("/api/ps")).json["models"]
+        assert [(model["name"], model["size"]) for model in listed] == [("a", 1000)]
+        assert set(listed[0]) >= {"model", "digest", "details", "expires_at", "size_vram"}
+
+
+@pytest.mark.parametrize("stream", [False, True, None])
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [("/api/generate", {}), ("/api/generate", {"prompt": ""}), ("/api/chat", {}), ("/api/chat", {"messages": []})],
+)
+async def test_an_empty_prompt_loads_and_says_so_in_one_object(path, body, stream, autojump_clock):
+    async with running_api(scripted(load_s=2.0)) as api:
+        began = trio.current_time()
+        asked = {"model": "a", **body} | ({} if stream is None else {"stream": stream})
+        answer = await api.post(path, asked)
+        assert trio.current_time() - began == 2.0
+        assert answer.status == 200
+        assert answer.headers["content-type"] == "application/json; charset=utf-8"
+        told = answer.json
+        assert (told["model"], told["done"], told["done_reason"]) == ("a", True, "load")
+        assert told.get("response", told.get("message", {}).get("content")) == ""
+        assert (api.slice.runtime.loads, api.slice.runtime.opened) == (["a"], 0)
+
+
+@pytest.mark.parametrize("keep_alive", [0, "0", "0s", "0m", "0ms", "0h0m0s"])
+@pytest.mark.parametrize("way", [OLLAMA_CHAT, OLLAMA_GENERATE], ids=lambda way: way.name)
+async def test_an_empty_prompt_that_keeps_nothing_unloads_and_says_so(way, keep_alive, autojump_clock):
+    async with running_api() as api:
+        await api.post(way.path, {"model": "a"})
+        answer = await api.post(way.path, {"model": "a", "keep_alive": keep_alive})
+        assert answer.status == 200
+        assert api.slice.runtime.unloads == ["a"]
+        assert (answer.json["done"], answer.json["done_reason"]) == (True, "unload")
+        assert (await api.get("/api/ps")).json["models"] == []
+
+
+@pytest.mark.parametrize("keep_alive", [-1, "-1s", "10m", 300])
+async def test_an_empty_prompt_that_keeps_it_loads(keep_alive, autojump_clock):
+    async with running_api() as api:
+        answer = await api.post("/api/generate", {"model": "a", "keep_alive": keep_alive})
+        assert (answer.status, answer.json["done_reason"]) == (200, "load")
+        assert (api.slice.runtime.loads, api.slice.runtime.unloads) == (["a"], [])
+
+
+async def test_a_model_in_use_is_not_taken_away(autojump_clock):
+    async with running_api(scripted(*words(100))) as api:
+        await api.generate()
+        await trio.sleep(1)
+        answer = await api.post("/api/generate", {"model": "a", "keep_alive": 0})
+        assert answer.status == 409
+        assert isinstance(answer.json["error"], str)
+
+
+async def test_a_load_that_fails_says_why(autojump_clock):
+    async with running_api(scripted(load_error=ModelLoadFailed("no room for it"))) as api:
+        answer = await api.post("/api/generate", {"model": "a"})
+        assert answer.status == 502
+        assert "no room for it" in answer.json["error"]
+
+
+async def test_loading_what_is_not_there_is_404(autojump_clock):
+    async with running_api() as api:
+        assert (await api.post("/api/generate", {"model": "zzz"})).status == 404
+
+
+async def test_an_empty_prompt_is_no_load_for_the_other_dialects(autojump_clock):
+    async with running_api() as api:
+        answer = await api.post("/v1/chat/completions", {"model": "a", "messages": []})
+        assert answer.status == 400
+        assert api.slice.runtime.loads == []
+
+
+# ── what is not served ──
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/api/create"),
+        ("POST", "/api/copy"),
+        ("DELETE", "/api/delete"),
+        ("POST", "/api/push"),
+        ("POST", "/api/blobs/sha256:abc"),
+    ],
+)
+@pytest.mark.parametrize("body", [{"model": "a"}, b"not JSON"])
+async def test_calls_that_change_what_is_installed_are_refused(body, method, path, autojump_clock):
+    async with running_api() as api:
+        answer = await api.ask(method, path, body)
+        assert answer.status == 403
+        assert isinstance(answer.json["error"], str)
+        assert (await api.get("/v1/models")).json["data"]
+
+
+async def test_asking_whether_a_blob_is_there_is_refused_too(autojump_clock):
+    async with running_api() as api:
+        assert (await api.ask("HEAD", "/api/blobs/sha256:abc")).status == 403
+
+
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions", "/v1/messages", "/api/create"])
+async def test_the_wrong_method_is_405(path, autojump_clock):
+    async with running_api() as api:
+        answer = await api.get(path)
+        assert (answer.status, answer.headers["allow"]) == (405, "POST")
+
+
+# ── vectors ──
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/api/embed", {"input": "x"}),
+        ("/api/embeddings", {"prompt": "x"}),
+        ("/v1/embeddings", {"input": "x"}),
+    ],
+)
+async def test_a_runtime_that_makes_no_vectors_says_so(path, body, autojump_clock):
+    async with running_api() as api:
+        answer = await api.post(path, {"model": "a", **body})
+        assert answer.status == 400
+        error = answer.json["error"]
+        assert "scripted" in (error if isinstance(error, str) else error["message"])
+        assert api.slice.runtime.loads == []
+
+
+async def test_counting_is_an_answer_of_one_token_that_is_not_shown(autojump_clock):
+    async with running_api() as api:
+        body = {"model": "a", "messages": [{"role": "user", "content": "hello"}]}
+        answer = await api.post("/v1/messages/count_tokens", body)
+        assert (answer.status, answer.json) == (200, {"input_tokens": 3})

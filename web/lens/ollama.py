@@ -1,0 +1,141 @@
+"""The drop-in Ollama: `OLLAMA_HOST=127.0.0.1:8145`, and every program that speaks to Ollama speaks to this engine.
+
+Calls that change what is installed are refused: they are how servers on open ports get robbed. `/api/pull` is in
+web/pull.py.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Final
+
+import attrs
+from quart import Blueprint, Response, request
+
+from actors.catalog import ModelRef
+from engine.domain.errors import EngineError, Forbidden, InvalidRequest
+from engine.domain.generation import Dialect, Embedder, Origin
+from engine.domain.models import ModelInfo, ModelState
+from transport.wire.dialects import ollama as dialect
+from transport.wire.dialects import ollama_show as listing
+from transport.wire.dialects.reply import Asked, ReplyFacts
+from web.handles import Engine
+from web.lens.flow import answer, refusal, resolve, tell_of
+
+MANAGEMENT: Final = (
+    ("POST", "/api/create"),
+    ("POST", "/api/copy"),
+    ("DELETE", "/api/delete"),
+    ("POST", "/api/push"),
+    ("POST", "/api/blobs/<digest>"),
+    ("HEAD", "/api/blobs/<digest>"),
+)
+JSON: Final = "application/json; charset=utf-8"
+
+
+def blueprint(engine: Engine) -> Blueprint:
+    routes = Blueprint("lens_ollama", __name__)
+
+    @routes.get("/api/version")
+    async def version() -> Response:
+        return Response(listing.version(), content_type=JSON)
+
+    @routes.get("/api/tags")
+    async def tags() -> Response:
+        await engine.catalog.refresh()
+        return Response(listing.tags(map(_public, engine.catalog.models)), content_type=JSON)
+
+    @routes.get("/api/ps")
+    async def ps() -> Response:
+        await engine.catalog.refresh()
+        return Response(listing.ps(_resident(engine)), content_type=JSON)
+
+    @routes.post("/api/show")
+    async def show() -> Response:
+        return await _explained(lambda: _show(engine))
+
+    @routes.post("/api/generate")
+    @routes.post("/api/chat")
+    async def generate() -> Response:
+        return await answer(engine, dialect, Origin.OLLAMA, load_only=_load, prepare=partial(_prepared, engine))
+
+    @routes.post("/api/embed")
+    @routes.post("/api/embeddings")
+    async def embed() -> Response:
+        return await _explained(lambda: _embed(engine))
+
+    async def refused(**_: str) -> Response:
+        error = Forbidden("calls that change what is installed are not served here; ask Ollama itself")
+        return refusal(dialect.error_body, error)
+
+    for method, path in MANAGEMENT:
+        routes.add_url_rule(path, f"{method} {path}", refused, methods=[method])
+    return routes
+
+
+async def _explained(call: Callable[[], Awaitable[Response]]) -> Response:
+    try:
+        return await call()
+    except EngineError as error:
+        return refusal(dialect.error_body, error)
+
+
+def _public(model: ModelRef) -> ModelInfo:
+    return attrs.evolve(model.info, name=model.name)
+
+
+def _resident(engine: Engine) -> list[listing.Resident]:
+    found = []
+    for model in engine.catalog.models:
+        status = engine.pool.pool.status(model.name)
+        if status.state is ModelState.READY:
+            found.append(listing.Resident(_public(model), status.resident_bytes))
+    return found
+
+
+async def _show(engine: Engine) -> Response:
+    asked = listing.parse_show(await _body())
+    model = await resolve(engine, asked.model)
+    show_raw = getattr(model.runtime, "show_raw", None)
+    if show_raw is not None and Dialect.OLLAMA in getattr(model.runtime, "dialects", ()):
+        return Response(await show_raw(model.info.name, verbose=asked.verbose), content_type=JSON)
+    return Response(listing.show(_public(model)), content_type=JSON)
+
+
+async def _embed(engine: Engine) -> Response:
+    began_us = engine.clock()
+    asked = listing.parse_embed(request.path, await _body())
+    model = await resolve(engine, asked.model)
+    if not isinstance(model.runtime, Embedder):
+        raise InvalidRequest(f"{model.name} runs in {model.runtime.name}, which makes no embeddings")
+    async with engine.pool.lease(model, tell_of(engine, model)) as grant:
+        found = await model.runtime.embed(attrs.evolve(asked.request, model=model.info.name))
+    total_ms = (engine.clock() - began_us) / 1000
+    return Response(listing.embed_body(asked, found, total_ms=total_ms, load_ms=grant.load_ms), content_type=JSON)
+
+
+def _prepared(engine: Engine, asked: Asked) -> Asked:
+    """Pinned runner options are ours alone: those of the request are dropped, and counted."""
+    if not (engine.sessions.pin_runner_options and asked.request.runner_options):
+        return asked
+    engine.sessions.runner_options_dropped += 1
+    return dialect.without_runner_options(asked)
+
+
+async def _load(engine: Engine, asked: Asked, model: ModelRef) -> Response:
+    """A request without a prompt: the model into memory, or out of it."""
+    if asked.request.keep_alive in (0, "0", "0s"):
+        await engine.pool.unload(model)
+    else:
+        await engine.pool.load(model, tell_of(engine, model))
+    facts = ReplyFacts(secrets.token_hex(12), time.time(), asked.model)
+    return Response(dialect.load_body(asked, facts), content_type=JSON)
+
+
+async def _body() -> bytes:
+    body = await request.get_data(as_text=False)
+    assert isinstance(body, bytes)
+    return body

@@ -1,0 +1,68 @@
+"""The drop-in OpenAI server: `OPENAI_BASE_URL=http://127.0.0.1:8145/v1`."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import attrs
+from quart import Blueprint, Response, request
+
+from engine.domain.errors import EngineError, InvalidRequest
+from engine.domain.generation import Embedder, Origin
+from transport.wire.dialects import openai as dialect
+from transport.wire.dialects import openai_models as listing
+from web.handles import Engine
+from web.lens.flow import answer, refusal, resolve, tell_of
+
+JSON: Final = "application/json"
+
+
+def blueprint(engine: Engine) -> Blueprint:
+    routes = Blueprint("lens_openai", __name__)
+
+    @routes.get("/v1/models")
+    async def models() -> Response:
+        await engine.catalog.refresh()
+        body = listing.models_body((model.name, model.info) for model in engine.catalog.models)
+        return Response(body, content_type=JSON)
+
+    @routes.get("/v1/models/<path:name>")
+    async def model(name: str) -> Response:
+        return await _explained(lambda: _model(engine, name))
+
+    @routes.post("/v1/chat/completions")
+    @routes.post("/v1/completions")
+    @routes.post("/v1/responses")
+    async def generate() -> Response:
+        return await answer(engine, dialect, Origin.OPENAI)
+
+    @routes.post("/v1/embeddings")
+    async def embeddings() -> Response:
+        return await _explained(lambda: _embed(engine))
+
+    return routes
+
+
+async def _explained(call: Callable[[], Awaitable[Response]]) -> Response:
+    try:
+        return await call()
+    except EngineError as error:
+        return refusal(dialect.error_body, error)
+
+
+async def _model(engine: Engine, name: str) -> Response:
+    model = await resolve(engine, name)
+    return Response(listing.model_body(name, model.info), content_type=JSON)
+
+
+async def _embed(engine: Engine) -> Response:
+    body = await request.get_data(as_text=False)
+    assert isinstance(body, bytes)
+    asked = listing.parse_embeddings(body)
+    model = await resolve(engine, asked.model)
+    if not isinstance(model.runtime, Embedder):
+        raise InvalidRequest(f"{model.name} runs in {model.runtime.name}, which makes no embeddings")
+    async with engine.pool.lease(model, tell_of(engine, model)):
+        found = await model.runtime.embed(attrs.evolve(asked.request, model=model.info.name))
+    return Response(listing.embeddings_body(asked, found), content_type=JSON)
