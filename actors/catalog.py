@@ -64,10 +64,20 @@ class Catalog:
     models: tuple[ModelRef, ...] = ()
     probes: dict[str, Probe] = attrs.field(factory=dict)
     asked: trio.Event = attrs.field(factory=trio.Event)  # set once every runtime has been asked
+    _asking: trio.Lock = attrs.field(factory=trio.Lock)
+    _rounds: int = 0  # that have been asked
     settled: trio.Event = attrs.field(factory=trio.Event)  # set once none of them is still being started
 
     async def refresh(self) -> None:
-        """Ask every runtime, all at once; bounded by their own probe time-outs."""
+        """Ask every runtime, all at once; bounded by their own probe time-outs. Callers at the same moment share one
+        round, which begins after each of them asked."""
+        wanted = self._rounds + 2 if self._asking.locked() else self._rounds + 1  # one under way may be too old
+        async with self._asking:
+            if self._rounds < wanted:
+                await self._ask_all()
+                self._rounds += 1
+
+    async def _ask_all(self) -> None:
         answers: dict[str, _Answer] = {}
 
         async def ask(name: str, runtime: Runtime) -> None:

@@ -175,7 +175,7 @@ class Session:
         """The record outlives the session; what was asked must not."""
         request = attrs.evolve(self.asked.request, prompt=None, messages=())
         self.asked = attrs.evolve(self.asked, request=request, reply=None, forward=None)
-        self._stream.request, self._stream.forward = request, None
+        self._stream.request, self._stream.forward, self._stream.arrivals = request, None, []
 
     async def _generate(self) -> GenerationEnd:
         options = self.asked.request.runner_options
@@ -252,7 +252,8 @@ class SessionTable:
     pin_runner_options: bool = False  # requests come without their own
     runner_options_dropped: int = 0  # requests that had some
     new_id: Callable[[], str] = lambda: secrets.token_hex(16)
-    _sessions: dict[str, Session] = attrs.field(factory=dict)
+    _live: dict[str, Session] = attrs.field(factory=dict)
+    _ended: dict[str, Session] = attrs.field(factory=dict)  # in the order of their ends
     _nursery: trio.Nursery | None = None
     _closing: bool = False
 
@@ -265,7 +266,7 @@ class SessionTable:
 
     @property
     def live(self) -> int:
-        return sum(1 for session in self._sessions.values() if session.state != "ended")
+        return len(self._live)
 
     def start(self, asked: SessionRequest) -> Session:
         """A new session, running at once. Raises Overloaded when too many are alive or the engine is stopping."""
@@ -282,20 +283,30 @@ class SessionTable:
             self.runner_options_dropped += 1
             asked = attrs.evolve(asked, request=attrs.evolve(asked.request, runner_options={}))
         session = Session(self.new_id(), asked, self.pool, self.signals, self.clock, self.energy_params, self.timeouts)
-        self._sessions[session.id] = session
-        self._nursery.start_soon(session.run, name=f"session {session.id}")
+        self._live[session.id] = session
+        self._nursery.start_soon(self._see_through, session, name=f"session {session.id}")
         return session
+
+    async def _see_through(self, session: Session) -> None:
+        try:
+            await session.run()
+        finally:
+            self._ended[session.id] = self._live.pop(session.id)
 
     def get(self, session_id: str) -> Session:
         """A running or lately ended session. Raises SessionNotFound."""
         self._prune()
-        session = self._sessions.get(session_id)
+        session = self._live.get(session_id) or self._ended.get(session_id)
         if session is None:
             raise SessionNotFound("there is no such session; records are kept for a minute after the end")
         return session
 
+    def known(self) -> list[Session]:
+        """Those that can be asked about: running, and lately ended."""
+        return [*self._live.values(), *self._ended.values()]
+
     def running(self) -> list[Session]:
-        return [session for session in self._sessions.values() if session.state != "ended"]
+        return [session for session in self._live.values() if session.state != "ended"]
 
     async def stop(self, session_id: str, reason: EndReason = EndReason.ABORTED) -> SessionReport:
         """Stop one and wait until its runtime is closed. Idempotent while the record lives. Cancelled here: it still
@@ -318,7 +329,7 @@ class SessionTable:
         """A stage behind the sessions lost its state: none of them may go on with a hole, and an end that was on its
         way through that stage is told again."""
         recent_us = self.clock() - RETOLD_US
-        for session in list(self._sessions.values()):
+        for session in self.known():
             session.stop(EndReason.ERROR, error)
             if session.state == "ended" and session.closed_us >= recent_us and self._nursery is not None:
                 self._nursery.start_soon(session.tell_end_again)
@@ -334,11 +345,13 @@ class SessionTable:
             self._nursery.cancel_scope.cancel(reason="closed")
 
     def _prune(self) -> None:
+        """The oldest ends are the first in their dictionary."""
         horizon_us = self.clock() - round(self.record_ttl_s * 1e6)
-        ended = [s for s in self._sessions.values() if s.state == "ended"]
-        for index, session in enumerate(ended):
-            if session.closed_us < horizon_us or index < len(ended) - ENDED_MAX:
-                del self._sessions[session.id]
+        while self._ended:
+            oldest = next(iter(self._ended.values()))
+            if oldest.closed_us >= horizon_us and len(self._ended) <= ENDED_MAX:
+                return
+            del self._ended[oldest.id]
 
 
 async def _stop_later(session: Session, after_s: float) -> None:

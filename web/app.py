@@ -81,6 +81,8 @@ def create_app(
     @app.after_request
     async def stamp(response: Response) -> Response:
         response.headers.setdefault("x-request-id", g.get("request_id") or secrets.token_hex(8))
+        if request.path.startswith("/v1/messages"):
+            response.headers["request-id"] = response.headers["x-request-id"]  # where Anthropic's clients look
         response.headers.setdefault("x-schema-version", SCHEMA_VERSION)
         response.headers.setdefault("x-content-type-options", "nosniff")
         response.headers.setdefault("referrer-policy", "no-referrer")

@@ -72,7 +72,7 @@ def health_body(engine: Engine) -> dict[str, Any]:
         engine.facts.suggested_model,
     )
     return {
-        "status": "ok" if any(r["up"] for r in runtimes) else "degraded",
+        "status": "degraded" if all(r["up"] is False for r in runtimes) else "ok",  # not asked yet is no fault
         "state": advice.state,
         "next": advice.next_step,
         "suggested_model": engine.facts.suggested_model,

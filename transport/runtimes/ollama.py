@@ -259,7 +259,10 @@ class OllamaRuntime:
             )
             if answer.status == 200:
                 break
-            error = wire.refusal(answer.status, wire.error_text(answer.body), request.model, self.name)
+            text = wire.error_text(answer.body)
+            if answer.status == 404 and not text:
+                raise InvalidRequest(f"{self.name} has no {asking.EMBED_PATH}: this server makes no embeddings")
+            error = wire.refusal(answer.status, text, request.model, self.name)
             failures += 1
             await self._back_off(error, failures, answer.retry_after)
         found = wire.decode(answer.body, wire.Embedded)

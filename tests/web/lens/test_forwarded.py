@@ -43,7 +43,7 @@ def records(answer: Answer) -> list[dict[str, Any]]:
 
 
 def only_session(api: Api):
-    (session,) = api.slice.core.sessions._sessions.values()
+    (session,) = api.slice.core.sessions.known()
     return session
 
 
