@@ -111,15 +111,10 @@ class ModelStream:
     async def _to_the_end(self, reads: AsyncIterator[Read]) -> AsyncGenerator[Read, None]:
         """Also tells the caller whether the runtime's body came to its own end: with an error it reports, or without
         any last record, it may."""
-        data = b""
-        try:
-            async for read in reads:
-                data = read.data
-                yield read
-        except UpstreamProtocolError:
+        async for read in reads:
             if self.reply is not None:
-                self.reply.whole = bool(data)  # an error that was reported was handed on
-            raise
+                self.reply.whole = read.reports_error
+            yield read
         if self.reply is not None:
             self.reply.whole = True
 

@@ -15,7 +15,20 @@ from bench.table import Row, show
 
 BASELINE = Path(__file__).parent / "baseline.json"
 
-NAMES = ("startup", "frames", "tokens", "stop", "sigterm", "energy", "idle", "fanout", "ingest", "load", "embedded")
+NAMES = (
+    "startup",
+    "frames",
+    "tokens",
+    "stop",
+    "sigterm",
+    "energy",
+    "idle",
+    "fanout",
+    "ingest",
+    "load",
+    "lens",
+    "embedded",
+)
 
 
 def main() -> None:

@@ -243,6 +243,7 @@ class Read:
 
     data: bytes
     chunks: tuple[Chunk, ...]
+    reports_error: bool = False  # its last record is the runtime's own word on a failure
 
 
 @attrs.define(eq=False)

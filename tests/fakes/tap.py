@@ -132,7 +132,10 @@ def _message(parser: h11.Connection) -> tuple[h11.Event | None, bytes, bool]:
     head: h11.Event | None = None
     body = b""
     while True:
-        event = parser.next_event()
+        try:
+            event = parser.next_event()
+        except h11.RemoteProtocolError:  # framing that is broken on purpose
+            return head, body, False
         if isinstance(event, h11.Request | h11.Response):
             head = event
         elif isinstance(event, h11.Data):

@@ -121,7 +121,7 @@ async def _stream(response: UpstreamResponse, clock: Clock, reader: RecordReader
             for chunk in reader.feed(data, t_us):  # those before an error stay
                 chunks.append(chunk)  # noqa: PERF402
         except UpstreamProtocolError:
-            yield Read(data if reader.reported else b"", tuple(chunks))
+            yield Read(data if reader.reported else b"", tuple(chunks), reports_error=reader.reported)
             raise
         yield Read(data, tuple(chunks))
         if leave_s is not None:

@@ -56,7 +56,9 @@ def forward_body(asked: Asked, model: str, *, logprobs: bool = True) -> bytes:
         kept = _body_decoder.decode(given) if isinstance(given, msgspec.Raw) and asks.is_given(given) else {}
         body["stream_options"] = kept | {"include_usage": _TRUE}
     if logprobs and asked.path == CHAT_PATH:
-        body |= {"logprobs": True, "top_logprobs": asks.top_asked(asked.top_logprobs)}
+        body["logprobs"] = True
+        if asks.DEFAULT_TOP not in asked.options:
+            body["top_logprobs"] = asks.top_asked(asked.top_logprobs)
     elif logprobs and asked.path == COMPLETIONS_PATH:
         body["logprobs"] = asks.top_asked(asked.top_logprobs)
     return shapes.encode(body)

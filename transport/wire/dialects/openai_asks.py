@@ -181,6 +181,9 @@ def options(asked: Sampled, more: Iterable[str] = ()) -> frozenset[str]:
     return found
 
 
+DEFAULT_TOP: Final = "default_top"  # log-probabilities without a number of alternatives: each server has its own
+
+
 def top_asked(top_logprobs: int) -> int:
     """Alternatives to ask of a runtime for a client that wants `top_logprobs`."""
     return max(TOP_K, top_logprobs)

@@ -137,6 +137,7 @@ def parse_chat(body: bytes) -> Asked:
         wanted.add("modalities")
     tools = _tools(chat.tools or [], wanted)
     named = "max_tokens" if chat.max_completion_tokens is None else "max_completion_tokens"
+    default_top = {asks.DEFAULT_TOP} if chat.logprobs and chat.top_logprobs is None else set()
     request = GenerationRequest(
         model="",
         messages=_messages(chat.messages, wanted),
@@ -156,7 +157,7 @@ def parse_chat(body: bytes) -> Asked:
         request,
         logprobs=bool(chat.logprobs),
         top_logprobs=chat.top_logprobs or 0,
-        options=asks.options(chat, wanted),
+        options=asks.options(chat, wanted) | default_top,
     )
 
 

@@ -15,7 +15,7 @@ import msgspec
 
 from engine.domain.errors import UpstreamProtocolError
 from transport.wire.dialects import openai_shapes as shapes
-from transport.wire.dialects.openai_asks import INCLUDE_USAGE
+from transport.wire.dialects.openai_asks import DEFAULT_TOP, INCLUDE_USAGE
 from transport.wire.dialects.reply import Asked, ReplyFacts
 
 Fields = dict[str, msgspec.Raw]
@@ -94,7 +94,7 @@ class Stripper:
                 choice["logprobs"] = NULL  # where text completions have it, asked for or not
             else:
                 del choice["logprobs"]
-        elif scored:
+        elif scored and DEFAULT_TOP not in self.asked.options:
             choice["logprobs"] = _trimmed(choice["logprobs"], self.asked.top_logprobs, lean)
         self.finished = self.finished or has(choice, "finish_reason")
         delta = fields_decoder.decode(choice["delta"]) if has(choice, "delta") else {}
