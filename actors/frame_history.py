@@ -55,6 +55,12 @@ class FrameHistory:
             self._size_bytes -= size_bytes
             self._complete_after = gone.frame
 
+    def forget(self, frame: Frame) -> None:
+        """Keep nothing, `frame` included: nobody was here to come back for it."""
+        self._frames.clear()
+        self._size_bytes = 0
+        self._newest = self._complete_after = frame.frame
+
     def after(self, since: Since | None, bytes_max: int) -> list[tuple[Frame, Events]] | None:
         """What came after `since`, at most `bytes_max` bytes of it; None when that is not whole any more, or when it is
         of another start of the engine."""

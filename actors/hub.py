@@ -14,7 +14,7 @@ import attrs
 import trio
 
 from actors.frame_client import ClientServices, FrameClient, HubCounters, Sink
-from actors.frame_history import FrameHistory, Since
+from actors.frame_history import HISTORY_US, FrameHistory, Since
 from actors.kernel import Inlet
 from actors.session_log import Follower, SessionLog
 from engine.domain.events import HEARTBEAT, SESSION_END, Event, HeartbeatPayload, TokensPayload
@@ -55,6 +55,23 @@ class HelloFacts:
 
 
 @attrs.define(eq=False)
+class Payloads:
+    """The payloads of a frame's events without top-K lists, each encoded once, when it is first asked for."""
+
+    events: tuple[Event, ...]
+    _encoded: dict[int, bytes] = attrs.field(factory=dict)
+
+    def of(self, index: int) -> bytes:
+        found = self._encoded.get(index)
+        if found is None:
+            found = self._encoded[index] = encode_payload(self.events[index], with_top=False)
+        return found
+
+    def all(self) -> list[bytes]:
+        return [self.of(index) for index in range(len(self.events))]
+
+
+@attrs.define(eq=False)
 class FrameHub:
     """`connect` and `follow` may be called from any task of the trio thread; both take effect between two frames, so a
     snapshot and the frames after it fit without a gap."""
@@ -71,6 +88,7 @@ class FrameHub:
     clients: list[FrameClient] = attrs.field(factory=list)
     _logs: dict[str, SessionLog] = attrs.field(factory=dict)
     _heartbeat_us: int = 0
+    _watched_us: int = 0  # when a client was last here
     _history: FrameHistory = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -151,10 +169,15 @@ class FrameHub:
         self.counters.frames += 1
         if any(self._known_end(event) for event in frame.events if event.type == SESSION_END):
             frame = attrs.evolve(frame, events=tuple(e for e in frame.events if not self._known_end(e)))
-        payloads = [encode_payload(event, with_top=False) for event in frame.events]
+        payloads = Payloads(frame.events)
         self._remember(frame, payloads)
         heartbeat = self._heartbeat(frame)
-        plain = [(e, encode_event(e, p)) for e, p in zip(frame.events, payloads, strict=True)]
+        if self.clients:
+            self._watched_us = frame.mono_us
+        elif frame.mono_us > self._watched_us + HISTORY_US:  # nobody to see it, and nobody who could come back for it
+            self._history.forget(frame)
+            return
+        plain = [(e, encode_event(e, p)) for e, p in zip(frame.events, payloads.all(), strict=True)]
         self._history.add(attrs.evolve(frame, events=()), [(_told(event), data) for event, data in plain])
         shared: dict[Subscription, tuple[bytes, list[tuple[Event, bytes]]]] = {}
         for client in self.clients:
@@ -201,13 +224,13 @@ class FrameHub:
         event = Event(HEARTBEAT, None, payload)
         return [(event, encode_event(event, encode_payload(event, with_top=False)))]
 
-    def _remember(self, frame: Frame, payloads: list[bytes]) -> None:
+    def _remember(self, frame: Frame, payloads: Payloads) -> None:
         mono_ms = frame.mono_us / 1000
-        for event, payload in zip(frame.events, payloads, strict=True):
+        for index, event in enumerate(frame.events):
             if event.session_id is not None:
 
-                def line(event: Event = event, payload: bytes = payload) -> bytes:
-                    return encode_line(event, payload, frame.ts_ms, mono_ms)
+                def line(event: Event = event, index: int = index) -> bytes:
+                    return encode_line(event, payloads.of(index), frame.ts_ms, mono_ms)
 
                 self._log(event.session_id).add(event, line, frame.mono_us)
 

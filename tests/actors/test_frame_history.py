@@ -106,6 +106,26 @@ async def test_too_late_means_a_snapshot(autojump_clock):
         assert len(late.events("system.state_snapshot")) == 1
 
 
+async def test_frames_that_nobody_saw_are_not_kept(autojump_clock):
+    """Ten seconds after the last client has gone, nobody can come back for them."""
+    async with running_slice(lambda c: ScriptedRuntime(c, words(1200))) as s:
+        session = s.start()
+        client = s.client()
+        await trio.sleep(1)
+        s.core.hub.clients[0].detach()
+        seen, boot = client.frames[-1]["frame"], client.events("system.hello")[0]["payload"]["boot"]
+        await trio.sleep(5)
+        assert s.client(Since(boot, seen)).events("system.hello")[0]["payload"]["resumed_after"] == seen
+        s.core.hub.clients[-1].detach()
+        await trio.sleep(12)
+        late = s.client(Since(boot, s.core.frame_counter.last - 60))
+        assert late.events("system.hello")[0]["payload"]["resumed_after"] is None
+        told = late.events("system.state_snapshot")[0]["payload"]["sessions"][0]
+        await session.closed.wait()
+        await trio.sleep(0.1)
+        assert told["streams"][0]["text"]["answer"] + late.text() == "".join(f"w{i} " for i in range(1200))
+
+
 async def test_a_dashboard_tells_what_it_painted(autojump_clock):
     async with running_slice() as s:
         sink = s.client()
