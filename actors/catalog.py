@@ -17,6 +17,7 @@ from engine.domain.models import ModelInfo, Probe, is_model_name
 
 logger = logging.getLogger("wf.catalog")
 
+SETTLE_S: Final = 10.0
 QUALIFIED: Final = frozenset({"embedded", "synthetic"})  # kinds whose models are always listed as `runtime/name`
 
 
@@ -117,13 +118,14 @@ class Catalog:
         return tuple(found.values())
 
     async def resolve(self, name: str) -> ModelRef:
-        """The model called `name`, asking the runtimes again when it is not known yet, and waiting for one that is
-        being started. Raises as `find` does."""
+        """The model called `name`. When it is not known yet the runtimes are asked again, and one that is being started
+        is waited for, up to 10 s. Raises as `find` does."""
         await self.asked.wait()
         try:
             return self.find(name)
         except ModelNotFound:
-            await self.settled.wait()
+            with trio.move_on_after(SETTLE_S):
+                await self.settled.wait()
             await self.refresh()
             return self.find(name)
 
@@ -144,6 +146,7 @@ class Catalog:
         names = [model.name for model in self.models]
         near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
         hint = f"; did you mean {near[0]}?" if near else ""
+        hint += "; a runtime is still being started" if self.starting() else ""
         raise ModelNotFound(f"there is no model {name}{hint}", model=name, available=names)
 
 

@@ -331,6 +331,9 @@ class ModelPool:
 
     def note_residency(self, residency: Residency) -> bool:
         """Keep it; True when a `Reconcile` has to be sent for it, False when one is on its way."""
+        held = self._said.get(residency.runtime)
+        if held is not None and residency.asked_us < held.asked_us:
+            return False
         if residency.asked_us <= self._moved_us.get(residency.runtime, -1):
             return False  # we moved a model since: its memory has changed
         self._said[residency.runtime] = residency

@@ -153,17 +153,24 @@ class ModelPulls:
         return pull
 
     def _puller(self, name: str) -> Puller | None:
-        """The first runtime that is up and can download it, else the first that could if it were."""
+        """The runtime that is configured for it, else the first that is up and can download it, else the first that
+        could if it were."""
         able = [r for r in self.catalog.runtimes.values() if isinstance(r, Puller) and r.can_pull(name)]
+        able.sort(key=lambda runtime: not runtime.pulls_first(name))
+        if able and able[0].pulls_first(name):
+            return able[0]
         up = [r for r in able if (probe := self.catalog.probes.get(r.name)) is not None and probe.up]
         return next(iter([*up, *able]), None)
 
     async def _download(self, pull: _Pull) -> None:
-        await self._tell(pull, ModelState.PULLING)
         try:
+            await self._tell(pull, ModelState.PULLING)
             with pull.scope:
                 await self._steps(pull)
                 await self.catalog.refresh()
+        except trio.Cancelled:
+            pull.error = Overloaded("the engine is stopping; what is on disk stays there", retry_after_s=RETRY_AFTER_S)
+            raise
         except EngineError as error:
             pull.error = error
         except Exception as error:

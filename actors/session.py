@@ -173,7 +173,8 @@ class Session:
 
     def _forget_prompt(self) -> None:
         """The record outlives the session; what was asked must not."""
-        request = attrs.evolve(self.asked.request, prompt=None, messages=())
+        asked = self.asked.request
+        request = GenerationRequest(asked.model, parameters=asked.parameters, runner_options=asked.runner_options)
         self.asked = attrs.evolve(self.asked, request=request, reply=None, forward=None)
         self._stream.request, self._stream.forward, self._stream.arrivals = request, None, []
 
@@ -270,7 +271,7 @@ class SessionTable:
 
     def start(self, asked: SessionRequest) -> Session:
         """A new session, running at once. Raises Overloaded when too many are alive or the engine is stopping."""
-        self._prune()
+        self.prune()
         if self._closing or self._nursery is None:
             raise Overloaded("the engine is stopping", retry_after_s=RETRY_AFTER_S)
         if self.live >= self.live_max:
@@ -295,7 +296,7 @@ class SessionTable:
 
     def get(self, session_id: str) -> Session:
         """A running or lately ended session. Raises SessionNotFound."""
-        self._prune()
+        self.prune()
         session = self._live.get(session_id) or self._ended.get(session_id)
         if session is None:
             raise SessionNotFound("there is no such session; records are kept for a minute after the end")
@@ -344,8 +345,8 @@ class SessionTable:
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel(reason="closed")
 
-    def _prune(self) -> None:
-        """The oldest ends are the first in their dictionary."""
+    def prune(self) -> None:
+        """Forget what is too old. The oldest ends are the first in their dictionary."""
         horizon_us = self.clock() - round(self.record_ttl_s * 1e6)
         while self._ended:
             oldest = next(iter(self._ended.values()))

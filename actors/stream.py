@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import attrs
 import trio
@@ -32,8 +32,11 @@ from engine.domain.generation import (
     Runtime,
 )
 
+T = TypeVar("T")
+
 BATCH_TOKENS_MAX: Final = 256
 ARRIVALS_MAX: Final = 4_096  # looked at to tell a model's own pace from that of a buffer
+CAUGHT_UP_S: Final = 0.0005  # of waiting for the runtime; what lies in our buffers comes sooner
 DEADLINE_SLACK: Final = 0.01  # of a limit
 
 
@@ -65,7 +68,7 @@ class ModelStream:
     last_us: int | None = None
     arrivals: list[tuple[int, int]] = attrs.field(factory=list)  # µs and tokens of the first reads with any
     _ledger: TokenLedger = attrs.field(factory=TokenLedger)
-    _held_s: float = 0.0
+    _behind: bool = False  # we were held up: what arrives is what piled up meanwhile, and no cadence
     _limit_s: float = 0.0
     _patience: trio.CancelScope = attrs.field(factory=trio.CancelScope)
 
@@ -87,7 +90,7 @@ class ModelStream:
         asked_s = trio.current_time()
         async with self.runtime.generate(self.request) as chunks:
             await self._hand_on(Begun(1000 * (trio.current_time() - asked_s)))
-            while (chunk := await anext(chunks, None)) is not None:
+            while (chunk := await self._next(chunks)) is not None:
                 await self._take((chunk,), chunk)
                 if chunk.end is not None:
                     return chunk.end
@@ -101,12 +104,24 @@ class ModelStream:
         async with self.runtime.forward(asked) as answer:
             waited_ms = 1000 * (trio.current_time() - asked_s)
             await self._hand_on(Begun(waited_ms, answer.status, answer.content_type, answer.retry_after))
-            async for read in self._to_the_end(answer.reads):
+            reads = self._to_the_end(answer.reads)
+            while (read := await self._next(reads)) is not None:
                 await self._take(read.chunks, read)
                 end = next((chunk.end for chunk in read.chunks if chunk.end is not None), end)
             if answer.status != 200:
                 raise _refused(self.runtime.name, answer.status)
-        return end
+        # Whether the runtime cut the prompt it does not say, and the client's request was not ours to change.
+        return None if end is None else attrs.evolve(end, prompt_tokens_dropped=None)
+
+    async def _next(self, items: AsyncIterator[T]) -> T | None:
+        """The next item, None at the end. Once one had to be waited for, nothing is piled up any more."""
+        if not self._behind:
+            return await anext(items, None)
+        began = trio.current_time()
+        item = await anext(items, None)
+        if trio.current_time() - began >= CAUGHT_UP_S:
+            self._behind = False
+        return item
 
     async def _to_the_end(self, reads: AsyncIterator[Read]) -> AsyncGenerator[Read, None]:
         """Also tells the caller whether the runtime's body came to its own end: with an error it reports, or without
@@ -133,14 +148,13 @@ class ModelStream:
     async def _held(self, wait: Awaitable[float]) -> None:
         """Waiting for room of our own is not the runtime's fault."""
         until, self._patience.deadline = self._patience.deadline, math.inf
-        held_s = await wait
-        self._held_s += held_s
-        self._patience.deadline = until + held_s
+        self._patience.deadline = until + await wait
+        self._behind = True
 
     async def _pass_on(self, chunk: Chunk) -> bool:
         """Its tokens to the mapper; False when it has none."""
         _refuse_surrogates(chunk, self.runtime.name)
-        tokens = self._ledger.take(chunk, throttled=self._held_s > 0)
+        tokens = self._ledger.take(chunk, throttled=self._behind)
         if not tokens:
             return False
         if self.first_us is None:
@@ -148,10 +162,8 @@ class ModelStream:
         self.last_us = chunk.t_us
         if len(self.arrivals) < ARRIVALS_MAX:
             self.arrivals.append((chunk.t_us, len(tokens)))
-        held_us = round(self._held_s * 1e6)
-        self._held_s = 0.0
         for at in range(0, len(tokens), BATCH_TOKENS_MAX):
-            batch = TokenBatch(self.ref, tokens[at : at + BATCH_TOKENS_MAX], held_us)
+            batch = TokenBatch(self.ref, tokens[at : at + BATCH_TOKENS_MAX])
             if not self.signals.try_put(batch):
                 await self._held(self.signals.put(batch))
             self.tokens += len(batch.tokens)

@@ -208,6 +208,7 @@ class Core:
     async def _keep_catalog(self) -> None:
         while True:
             await self.catalog.refresh()
+            self.sessions.prune()
             await trio.sleep(CATALOG_REFRESH_S if self.catalog.settled.is_set() else STARTING_REFRESH_S)
 
 

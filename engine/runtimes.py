@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import attrs
 import trio
@@ -77,6 +78,7 @@ def runtimes_for(settings: Settings, clock: Clock, environ: Mapping[str, str], l
 
         found["embedded"] = EmbeddedRuntime(clock, settings.embedded.pace_tps)
     _refuse_remote(found, settings)
+    _refuse_ourselves(found, settings)
     found = _only(found, settings.runtime)
     if daemon is not None and "ollama" in found:
         owners["ollama"] = daemon
@@ -112,8 +114,7 @@ def ollama_address(settings: Settings, environ: Mapping[str, str]) -> str:
     url = ollama_url(environ)
     if re.fullmatch(RUNTIME_URL, url) is None:
         raise ConfigError("OLLAMA_HOST is not a usable address; give host:port, or set ollama.url")
-    own = {f"{host}:{port}" for host in OWN_HOSTS for port in (settings.http.port, settings.ws.port)}
-    if url.partition("://")[2] in own:
+    if urlsplit(url).netloc.lower() in _own_addresses(settings):
         logger.warning("OLLAMA_HOST names this engine itself; Ollama is looked for at %s", URL_DEFAULT)
         return URL_DEFAULT
     return url
@@ -184,6 +185,19 @@ def _refuse_remote(found: Mapping[str, Runtime], settings: Settings) -> None:
                 f"{runtime.name} at {runtime.url} is not on this machine, so prompts would leave it; "
                 "that needs allow_remote_runtimes: true"
             )
+
+
+def _refuse_ourselves(found: Mapping[str, Runtime], settings: Settings) -> None:
+    """An engine that asks itself never comes to an end."""
+    own = _own_addresses(settings)
+    for runtime in found.values():
+        if runtime.url is not None and urlsplit(runtime.url).netloc.lower() in own:
+            raise ConfigError(f"{runtime.name} at {runtime.url} is this engine itself; name the server behind it")
+
+
+def _own_addresses(settings: Settings) -> set[str]:
+    ports = [port for port in (settings.http.port, settings.ws.port) if port]
+    return {f"{host}:{port}" for host in OWN_HOSTS for port in ports}
 
 
 def _only(found: dict[str, Runtime], name: str | None) -> dict[str, Runtime]:

@@ -10,6 +10,7 @@ from typing import Any, Final, Literal
 import attrs
 
 from engine.domain.models import is_model_name
+from policies.leaving import LEAVE_PATTERN, LEAVE_WORDS
 from policies.schema import Misfit, row, section
 
 _HOST: Final = r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:.]{2,45}"
@@ -189,8 +190,8 @@ class LensSettings:
     on_disconnect: str = row(
         "cancel",
         doc="what happens to an answer whose client left: cancel, continue or continue_for=30s",
-        pattern=r"cancel|continue|continue_for=(?:[0-9]{1,3}|[12][0-9]{3}|3[0-5][0-9]{2}|3600)s",
-        expectation="cancel, continue or continue_for=30s (at most 3600s)",
+        pattern=LEAVE_PATTERN,
+        expectation=LEAVE_WORDS,
     )
     aliases: dict[str, Any] = row(
         attrs.Factory(dict), doc="other names for models, such as gpt-4o-mini: llama3.1:8b", validator=_names

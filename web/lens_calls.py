@@ -14,6 +14,7 @@ from engine.domain.errors import (
     NotFound,
     SessionConflict,
 )
+from policies.leaving import LEAVE_PATTERN
 from transport.wire.dialects import ollama, openai
 from transport.wire.json_schema import Json, asked
 from web.api_calls import JSON, NDJSON, RUNTIME_ERRORS, SSE, TEXT, Answer, Body, Call, Parameter
@@ -159,7 +160,7 @@ _HOW: Final = (
     ),
     Parameter(
         "x-wf-on-disconnect", "header", "`cancel`, `continue` or `continue_for=30s`, else as configured", "cancel",
-        {"type": "string", "pattern": "^(cancel|continue|continue_for=[0-9]{1,3}s)$"},
+        {"type": "string", "pattern": f"^(?:{LEAVE_PATTERN})$"},
     ),
 )  # fmt: skip
 _FORWARDED: Final = (*ollama.NATIVE_PATHS, *openai.NATIVE_PATHS)  # where a runtime's own refusal is passed on

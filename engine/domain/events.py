@@ -50,12 +50,10 @@ class SessionOpened:
 
 @attrs.frozen
 class TokenBatch:
-    """What one read of the runtime brought (≤ 256 tokens). `held_us` is how long the batch before it had to wait for
-    room."""
+    """What one read of the runtime brought (≤ 256 tokens)."""
 
     stream: StreamRef
     tokens: tuple[Token, ...]
-    held_us: int = 0
 
 
 @attrs.frozen
@@ -84,7 +82,7 @@ class SessionClosed:
     stop_latency_ms: float | None
     cold: bool | None  # the model had to be loaded for it; null when it never got that far
     prompt_tokens: int | None = None
-    prompt_tokens_dropped: int = 0
+    prompt_tokens_dropped: int | None = 0
     eval_count: int | None = None
     timing: Literal["measured", "untrusted"] | None = (
         None  # measured, or untrusted: a buffer's pace, not the model's; null without tokens
@@ -182,7 +180,7 @@ class SessionTotals:
     eu: float | None
     eval_count: int | None
     prompt_tokens: int | None
-    prompt_tokens_dropped: int
+    prompt_tokens_dropped: int | None
 
 
 @attrs.frozen

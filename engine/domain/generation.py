@@ -164,12 +164,13 @@ class TokenLogprob:
 @attrs.frozen
 class GenerationEnd:
     """The runtime's terminal record. `eval_count` is its own token count, `prompt_tokens` its prompt count, if it
-    said so. `prompt_tokens_dropped` > 0 means that it cut the prompt."""
+    said so. `prompt_tokens_dropped` > 0 means that it cut the prompt,
+    None that nobody can tell."""
 
     reason: EndReason
     prompt_tokens: int | None = None
     eval_count: int | None = None
-    prompt_tokens_dropped: int = 0
+    prompt_tokens_dropped: int | None = 0
     load_ms: float | None = None  # what the runtime says it spent on getting the model ready for this request
 
 
@@ -333,6 +334,9 @@ class Puller(Protocol):
 
     def can_pull(self, model: str) -> bool:
         """Whether `model` could be a model it knows where to get. Asks nobody."""
+
+    def pulls_first(self, model: str) -> bool:
+        """Whether it was told by its configuration where to get this very model."""
 
     def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
         """Download `model`, to be used under `aclosing`: leaving stops the download. Raises as Runtime does."""

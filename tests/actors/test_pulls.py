@@ -189,3 +189,39 @@ async def test_a_runtime_of_ours_on_its_way_up_is_waited_for(autojump_clock):
 
         nursery.start_soon(come_up)
         assert (await catalog.resolve("late")).name == "late"
+
+
+async def test_an_engine_that_stops_does_not_call_a_download_done(autojump_clock):
+    told = []
+    async with downloads() as d, trio.open_nursery() as nursery:
+
+        async def wait():
+            with pytest.raises(Overloaded, match="stopping"):
+                await d.pulls.bring("new")
+            told.append(1)
+
+        nursery.start_soon(wait)
+        await trio.sleep(3)
+        d.pulls._nursery.cancel_scope.cancel()
+    assert told == [1]
+
+
+async def test_the_runtime_that_is_configured_for_a_model_downloads_it_though_it_is_down(autojump_clock):
+    clock = EngineClock.start()
+    able = PullingRuntime(clock, name="able")
+    named = PullingRuntime(clock, name="named", configured=("org/new",), up=False)
+    catalog = Catalog({"able": able, "named": named}, clock)
+    await catalog.refresh()
+    pulls = ModelPulls(catalog, mailbox[SessionSignal]("signals", 64)[0], "explicit")
+    assert pulls._puller("org/new") is named
+    assert pulls._puller("org/other") is able
+
+
+async def test_a_runtime_that_never_comes_up_is_not_waited_for_for_ever(autojump_clock):
+    clock = EngineClock.start()
+    catalog = Catalog({"scripted": ScriptedRuntime(clock, up=False)}, clock, starting=lambda: True)
+    await catalog.refresh()
+    began = trio.current_time()
+    with pytest.raises(ModelNotFound, match="still being started"):
+        await catalog.resolve("a")
+    assert trio.current_time() - began == 10

@@ -46,7 +46,7 @@ async def test_tokens_are_dense_stamped_and_in_order(autojump_clock):
     assert (end.reason, made.tokens, runtime.closed) == (EndReason.FINISHED, 5, 1)
 
 
-async def test_a_wait_for_room_marks_the_next_token_and_travels_beside_it(autojump_clock):
+async def test_a_wait_for_room_marks_the_next_token(autojump_clock):
     made, _, inlet = stream((Say("a", 0.0), Say("b", 0.0), Say("c", 0.0), End()), capacity=1)
     batches = []
 
@@ -60,7 +60,24 @@ async def test_a_wait_for_room_marks_the_next_token_and_travels_beside_it(autoju
         nursery.start_soon(slow_reader)
         await made.run()
     assert [batch.tokens[0].throttled for batch in batches] == [False, False, True]
-    assert [batch.held_us for batch in batches] == [0, 0, 1_000_000]
+
+
+async def test_what_piled_up_while_we_were_held_up_is_no_cadence(autojump_clock):
+    """Until one has to be waited for again: all that came before lay in our buffers."""
+    piled = tuple(Say(letter, 0.0) for letter in "abcd")
+    made, _, inlet = stream((*piled, Say("e", 0.05), Say("f", 0.05), End()), capacity=1)
+    tokens = []
+
+    async def slow_reader():
+        async with inlet.open() as channel:
+            while len(tokens) < 6:
+                await trio.sleep(1 if len(tokens) < 2 else 0)
+                tokens.extend((await channel.receive()).tokens)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(slow_reader)
+        await made.run()
+    assert [token.throttled for token in tokens] == [False, False, True, True, False, False]
 
 
 async def test_nothing_before_the_first_token_and_nothing_between_tokens(autojump_clock):

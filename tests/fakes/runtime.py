@@ -146,11 +146,15 @@ class PullingRuntime(ScriptedRuntime):
     not there."""
 
     pull_s: float = 10.0
+    configured: tuple[str, ...] = ()
     pulls: list[str] = attrs.field(factory=list)
     pulls_left: int = 0
 
     def can_pull(self, model: str) -> bool:
         return not model.startswith("elsewhere")
+
+    def pulls_first(self, model: str) -> bool:
+        return model in self.configured
 
     async def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
         self.pulls.append(model)

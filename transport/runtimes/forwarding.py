@@ -51,10 +51,10 @@ def refuse_path(paths: frozenset[str], request: ForwardRequest, runtime: str) ->
 @attrs.frozen
 class Instead:
     """When a request's other body is sent: when `takes` is True of the refusal of the first (its status and its body),
-    and from then on at once; `known` are the models it was so for, without and with tools."""
+    and from then on at once; `known` tells for which model, path, and whether with tools."""
 
     takes: Callable[[int, bytes], bool]
-    known: set[tuple[str, bool]]
+    known: set[tuple[str, str, bool]]
 
 
 @asynccontextmanager
@@ -73,7 +73,7 @@ async def forwarding(
     that the runtime reports raises the same after its bytes. A connection that breaks raises UpstreamTruncated."""
     ask = partial(upstream.open_stream, "POST", request.path, head_timeout_s=HEAD_S)
     async with AsyncExitStack() as stack:
-        key, other = (request.model, request.tools), request.without_logprobs
+        key, other = (request.model, request.path, request.tools), request.without_logprobs
         first = other if other is not None and key in instead.known else request.body
         response = await stack.enter_async_context(ask(first))
         refusal = await _refusal(response)

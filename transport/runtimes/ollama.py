@@ -120,7 +120,7 @@ class OllamaRuntime:
     _version: str | None = attrs.field(default=None, init=False)
     _remote: frozenset[str] = attrs.field(default=frozenset(), init=False)  # full names of the last listing
     _without_logprobs: set[str] = attrs.field(factory=set, init=False)  # full names of installed models
-    _forwards_without_logprobs: set[tuple[str, bool]] = attrs.field(factory=set, init=False)  # models, with tools?
+    _forwards_without_logprobs: set[tuple[str, str, bool]] = attrs.field(factory=set, init=False)  # model, path, tools
 
     kind: ClassVar[str] = "ollama"
     dialects: ClassVar[frozenset[Dialect]] = frozenset(FORWARD_PATHS)
@@ -152,6 +152,7 @@ class OllamaRuntime:
         if version != self._version:
             self._version = version
             self._without_logprobs.clear()
+            self._forwards_without_logprobs.clear()
         return Probe(up=True, version=wire.reported(version))
 
     async def list_models(self) -> tuple[ModelInfo, ...]:
@@ -285,6 +286,9 @@ class OllamaRuntime:
 
     def can_pull(self, model: str) -> bool:
         return not wire.is_cloud_name(model)
+
+    def pulls_first(self, model: str) -> bool:
+        return False
 
     async def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
         """Download `model`; the last one has the status `success`. The counts are of all layers heard of so far. Use it

@@ -87,7 +87,7 @@ class OpenAIRuntime:
     _upstream: Upstream = attrs.field(init=False)
     _with_logprobs: set[str] = attrs.field(factory=set, init=False)  # models that gave some, both of those listed
     _without_logprobs: set[str] = attrs.field(factory=set, init=False)  # models that refuse them
-    _forwards_without_logprobs: set[tuple[str, bool]] = attrs.field(factory=set, init=False)  # models, with tools?
+    _forwards_without_logprobs: set[tuple[str, str, bool]] = attrs.field(factory=set, init=False)  # model, path, tools
     _tools_without_logprobs: set[str] = attrs.field(factory=set, init=False)  # those that do so beside tools
 
     kind: ClassVar[str] = "openai"
@@ -129,6 +129,7 @@ class OpenAIRuntime:
         self._with_logprobs &= names
         self._without_logprobs &= names
         self._tools_without_logprobs &= names
+        self._forwards_without_logprobs = {key for key in self._forwards_without_logprobs if key[0] in names}
         named = {model.id: model for model in listed if is_model_name(model.id)}
         self.counters.unnameable_models = len(names) - len(named)
         return tuple(self._info(model) for model in named.values())

@@ -33,17 +33,17 @@ from engine.domain.generation import (
     Read,
 )
 from engine.domain.models import Capability, ModelState
-from transport.wire.dialects.reply import Asked, Reply, ReplyEnd, ReplyFacts
+from policies.leaving import leave_after_s
+from transport.wire.dialects.reply import Asked, Reply, ReplyEnd, ReplyFacts, needs
 from web.handles import Engine, on_leave
 
 LENS_HEADER: Final = "x-wf-lens"
+UNLOAD: Final = (0, "0", "0s")  # a keep_alive that takes a model out
 KEEP_ALIVE_S: Final = 15.0
 SSE_KEEP_ALIVE: Final = b": keep-alive\n\n"
 LEAVE_HEADER: Final = "x-wf-on-disconnect"
 REFUSAL_BYTES_MAX: Final = 64 * 1024
 NATIVE: Final = "native"
-CONTINUE_MAX_S: Final = 3600.0
-_LEAVE: Final = re.compile(r"cancel|continue|continue_for=(\d{1,4})s")
 _TRACE: Final = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")
 
 
@@ -207,15 +207,15 @@ async def _answer(
     load_only: LoadOnly | None,
     prepare: Callable[[Asked], Asked],
 ) -> Response:
-    began_us = engine.clock()
     body = await request.get_data(as_text=False)
     assert isinstance(body, bytes)
     asked = prepare(dialect.parse(request.path, body))
-    model = await resolve(engine, asked.model)
+    unload = asked.load_only and asked.request.keep_alive in UNLOAD
+    model = await (look_up if unload else resolve)(engine, asked.model)
     if asked.load_only and load_only is not None:
         return await load_only(engine, asked, model)
     while True:
-        exchange = _open(engine, dialect, origin, asked, model, began_us)
+        exchange = _open(engine, dialect, origin, asked, model, engine.clock())
         first = await exchange.begin()
         if isinstance(first, Ended):
             raise failure_of(first)
@@ -233,8 +233,8 @@ def _open(
     engine: Engine, dialect: DialectModule, origin: Origin, asked: Asked, model: ModelRef, began_us: int
 ) -> Exchange:
     """The session for the request, running."""
-    leave_s = leave_policy(request.headers.get(LEAVE_HEADER) or engine.lens.on_disconnect)
-    passive = _is_passive(engine)
+    leave_s = _leave_s(request.headers.get(LEAVE_HEADER) or engine.lens.on_disconnect)
+    passive = is_passive(engine)
     native = (
         asked.path in dialect.NATIVE_PATHS
         and (passive or (model.runtime.name, asked.path) not in engine.lens.without_path)
@@ -254,10 +254,11 @@ def _open(
         sent = asked.body if passive else dialect.forward_body(asked, own)
         named = asked.model if passive else own
         forward = ForwardRequest(asked.dialect, asked.path, sent, named, plain, bool(asked.request.tools))
-    elif asked.options:
-        needs = ", ".join(sorted(option.removeprefix("needs:") for option in asked.options if ":" in option))
-        if needs:
-            raise InvalidRequest(f"{needs}: {model.name} runs in {model.runtime.name}, which has no such thing")
+    elif fields := needs(asked):
+        raise InvalidRequest(
+            f"{', '.join(fields)}: {model.name} runs in {model.runtime.name}, which has no such thing",
+            fields=list(fields),
+        )
     if asked.logprobs and not native and _gives_none(model):
         raise InvalidRequest(f"logprobs: {model.name} in {model.runtime.name} gives no log-probabilities")
     line = ReplyLine()
@@ -307,8 +308,13 @@ def _gives_none(model: ModelRef) -> bool:
 
 
 async def resolve(engine: Engine, name: str) -> ModelRef:
-    """The model a client means, by an alias or by its name."""
+    """The model that a client wants something of, by an alias or by its name; with `pull: auto` it is downloaded."""
     return await engine.pulls.resolve(engine.lens.aliases.get(name, name), explicit=False)
+
+
+async def look_up(engine: Engine, name: str) -> ModelRef:
+    """The model that a client only speaks of."""
+    return await engine.catalog.resolve(engine.lens.aliases.get(name, name))
 
 
 def tell_of(engine: Engine, model: ModelRef) -> Tell:
@@ -320,24 +326,21 @@ def tell_of(engine: Engine, model: ModelRef) -> Tell:
     return tell
 
 
-def _is_passive(engine: Engine) -> bool:
+def is_passive(engine: Engine) -> bool:
     asked = request.headers.get(LENS_HEADER, engine.lens.mode)
     if asked not in ("active", "passive"):
         raise InvalidRequest(f"{LENS_HEADER}: active or passive")
     return asked == "passive"
 
 
-def leave_policy(text: str) -> float | None:
-    """How long a session goes on without its caller, in seconds; None for to its end. Raises InvalidRequest."""
-    found = _LEAVE.fullmatch(text)
-    if found is None or (found[1] and float(found[1]) > CONTINUE_MAX_S):
-        raise InvalidRequest(f"{LEAVE_HEADER}: cancel, continue, or continue_for=30s (at most {CONTINUE_MAX_S:.0f}s)")
-    if text == "continue":
-        return None
-    return float(found[1] or 0)
-
-
 def _trace_headers() -> dict[str, str]:
     """The caller's trace goes on, with a span of our own."""
     found = _TRACE.fullmatch(request.headers.get("traceparent", ""))
     return {} if found is None else {"traceparent": f"00-{found[1]}-{secrets.token_hex(8)}-{found[2]}"}
+
+
+def _leave_s(text: str) -> float | None:
+    try:
+        return leave_after_s(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{LEAVE_HEADER}: {error}") from None

@@ -17,13 +17,13 @@ from quart import Blueprint, Response, request
 
 from actors.catalog import ModelRef
 from engine.domain.errors import EngineError, Forbidden, InvalidRequest
-from engine.domain.generation import Dialect, Embedder, Origin
+from engine.domain.generation import Dialect, Embedder, Forwarder, ForwardRequest, Origin
 from engine.domain.models import ModelInfo, ModelState
 from transport.wire.dialects import ollama as dialect
 from transport.wire.dialects import ollama_show as listing
 from transport.wire.dialects.reply import Asked, ReplyFacts
 from web.handles import Engine
-from web.lens.flow import answer, refusal, resolve, tell_of
+from web.lens.flow import UNLOAD, answer, is_passive, look_up, refusal, resolve, tell_of
 
 MANAGEMENT: Final = (
     ("POST", "/api/create"),
@@ -98,7 +98,7 @@ def _resident(engine: Engine) -> list[listing.Resident]:
 
 async def _show(engine: Engine) -> Response:
     asked = listing.parse_show(await _body())
-    model = await resolve(engine, asked.model)
+    model = await look_up(engine, asked.model)
     show_raw = getattr(model.runtime, "show_raw", None)
     if show_raw is not None and Dialect.OLLAMA in getattr(model.runtime, "dialects", ()):
         return Response(await show_raw(model.info.name, verbose=asked.verbose), content_type=JSON)
@@ -119,20 +119,33 @@ async def _embed(engine: Engine) -> Response:
 
 def _prepared(engine: Engine, asked: Asked) -> Asked:
     """Pinned runner options are ours alone: those of the request are dropped, and counted."""
-    if not (engine.sessions.pin_runner_options and asked.request.runner_options):
-        return asked
+    if is_passive(engine) or not (engine.sessions.pin_runner_options and asked.request.runner_options):
+        return asked  # passive changes no byte
     engine.sessions.runner_options_dropped += 1
     return dialect.without_runner_options(asked)
 
 
 async def _load(engine: Engine, asked: Asked, model: ModelRef) -> Response:
     """A request without a prompt: the model into memory, or out of it."""
-    if asked.request.keep_alive in (0, "0", "0s"):
+    if asked.request.keep_alive in UNLOAD:
         await engine.pool.unload(model)
     else:
         await engine.pool.load(model, tell_of(engine, model))
+        if isinstance(model.runtime, Forwarder) and Dialect.OLLAMA in model.runtime.dialects:
+            return await _load_as_asked(model, model.runtime, asked)
     facts = ReplyFacts(secrets.token_hex(12), time.time(), asked.model)
     return Response(dialect.load_body(asked, facts), content_type=JSON)
+
+
+async def _load_as_asked(model: ModelRef, runtime: Forwarder, asked: Asked) -> Response:
+    """The client's own request on top: how long the model shall stay, and with which options."""
+    own = model.info.name
+    body = bytearray()
+    request = ForwardRequest(Dialect.OLLAMA, asked.path, dialect.renamed(asked.body, own), own)
+    async with runtime.forward(request) as answer:
+        async for read in answer.reads:
+            body += read.data
+    return Response(bytes(body), status=answer.status, content_type=answer.content_type)
 
 
 async def _body() -> bytes:

@@ -13,7 +13,7 @@ from engine.domain.generation import Embedder, Origin
 from transport.wire.dialects import openai as dialect
 from transport.wire.dialects import openai_models as listing
 from web.handles import Engine
-from web.lens.flow import answer, refusal, resolve, tell_of
+from web.lens.flow import answer, look_up, refusal, resolve, tell_of
 
 JSON: Final = "application/json"
 
@@ -52,7 +52,7 @@ async def _explained(call: Callable[[], Awaitable[Response]]) -> Response:
 
 
 async def _model(engine: Engine, name: str) -> Response:
-    model = await resolve(engine, name)
+    model = await look_up(engine, name)
     return Response(listing.model_body(name, model.info), content_type=JSON)
 
 

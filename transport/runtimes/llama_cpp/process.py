@@ -23,6 +23,7 @@ from transport.runtimes.upstream import Upstream, unix_socket
 
 NAME: Final = "llama_cpp"
 HOST: Final = "http://llama-cpp"  # only a name: the way there is a socket in the file system
+STOP_S: Final = 1.0  # from SIGTERM to SIGKILL: it has nothing to save, and the engine ends within 5 s
 START_S: Final = 600.0  # a large model from a slow disk
 HEALTH_S: Final = 5.0
 POLL_S: Final = 0.02
@@ -71,7 +72,7 @@ class ModelProcess:
         try:
             with self._scope:
                 await trio.to_thread.run_sync(self._make_room)
-                async with open_child(self._command(), name=self.api.name) as self._child:
+                async with open_child(self._command(), name=self.api.name, stop_s=STOP_S) as self._child:
                     await self._wait_until_it_answers(self._child)
                     self.ready.set()
                     await self._child.wait()

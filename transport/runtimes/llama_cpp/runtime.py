@@ -276,6 +276,9 @@ class LlamaCppRuntime:
     def can_pull(self, model: str) -> bool:
         return repo_source(model, self.downloads) is not None
 
+    def pulls_first(self, model: str) -> bool:
+        return any(source.name == model and source.repo is not None for source in self.models)
+
     async def pull(self, model: str) -> AsyncGenerator[PullProgress, None]:
         """Download `org/name` or `org/name:QUANT` from Hugging Face, with reports; see `HuggingFace.download`. It is
         listed afterwards, and still after a restart. Use it under `aclosing`. Raises also InvalidRequest when `model`

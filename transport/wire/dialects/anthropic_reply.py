@@ -258,7 +258,7 @@ class CountReply:
         count = end.end.prompt_tokens
         if count is None:
             raise InvalidRequest("this model's runtime does not count input tokens; ask for the answer instead")
-        return count_body(count + end.end.prompt_tokens_dropped)
+        return count_body(count + (end.end.prompt_tokens_dropped or 0))
 
     def fail(self, error: EngineError) -> bytes:
         return error_body(error)

@@ -2,7 +2,7 @@
 
 Unknown fields and unknown options are passed over, as Ollama does. What Ollama would heed and the neutral request
 cannot say stands in `Asked.options` as `needs:<field>` (`needs:template`, `needs:options.typical_p`, …): such a request
-can only go to a runtime that speaks this dialect, and for any other `refuse_needs` says no. Numbers beyond the range of
+can only go to a runtime that speaks this dialect. Numbers beyond the range of
 `Parameters` are treated so too: Ollama has its own idea of them.
 """
 
@@ -28,7 +28,7 @@ from transport.wire.dialects.ollama_request import (
     model_name,
     with_shared,
 )
-from transport.wire.dialects.reply import Asked
+from transport.wire.dialects.reply import NEEDS, Asked
 from transport.wire.records import TOP_ASKED_MAX
 
 __all__ = [
@@ -36,20 +36,17 @@ __all__ = [
     "error_body",
     "forward_body",
     "load_body",
-    "needs",
     "parse",
-    "refuse_needs",
     "renamed",
     "reply_for",
 ]
 
 GENERATE: Final = "/api/generate"
 CHAT: Final = "/api/chat"
-NEEDS: Final = "needs:"
 NATIVE_PATHS: Final = (GENERATE, CHAT)  # what a runtime can be asked directly
-_OURS: Final = frozenset(
-    {"model", "stream", "logprobs", "top_logprobs"}
-)  # Ollama takes keys in any case, the last wins
+_OURS: Final = frozenset(  # Ollama takes keys in any case, and the last wins
+    {"model", "stream", "logprobs", "top_logprobs", "options", "keep_alive", "truncate"}
+)
 
 _fields_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -88,21 +85,6 @@ def parse(path: str, body: bytes) -> Asked:
         load_only=load_only,
         options=frozenset(NEEDS + field for field in found),
     )
-
-
-def needs(asked: Asked) -> tuple[str, ...]:
-    """The fields of the request that only a runtime of this dialect can heed."""
-    return tuple(sorted(option.removeprefix(NEEDS) for option in asked.options if option.startswith(NEEDS)))
-
-
-def refuse_needs(asked: Asked) -> None:
-    """To be called before the request goes to a runtime of another dialect. Raises InvalidRequest naming the fields."""
-    fields = needs(asked)
-    if fields and not asked.load_only:
-        raise InvalidRequest(
-            f"the runtime of this model cannot do what is asked in {', '.join(fields)}; leave it out",
-            fields=list(fields),
-        )
 
 
 def forward_body(asked: Asked, model: str, *, logprobs: bool = True) -> bytes:

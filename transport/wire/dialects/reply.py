@@ -6,12 +6,14 @@ A dialect is a module with four functions: `parse(path, body) -> Asked`, `reply_
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Final, Protocol
 
 import attrs
 
 from engine.domain.errors import EngineError
 from engine.domain.generation import Chunk, Dialect, GenerationEnd, GenerationRequest
+
+NEEDS: Final = "needs:"  # and a field: an option of a request that cannot be translated
 
 
 @attrs.frozen
@@ -32,6 +34,11 @@ class Asked:
     top_logprobs: int = 0
     load_only: bool = False
     options: frozenset[str] = frozenset()
+
+
+def needs(asked: Asked) -> tuple[str, ...]:
+    """The fields of a request that only a runtime of its own dialect can heed."""
+    return tuple(sorted(option.removeprefix(NEEDS) for option in asked.options if option.startswith(NEEDS)))
 
 
 @attrs.frozen

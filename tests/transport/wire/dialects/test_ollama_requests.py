@@ -15,7 +15,7 @@ from tests.fakes.ollama import CAPTURES
 from tests.fakes.streams import json_values
 from transport.wire.dialects import ollama
 from transport.wire.dialects.ollama_request import keep_alive
-from transport.wire.dialects.reply import Asked
+from transport.wire.dialects.reply import Asked, needs
 
 SECRET = "my darkest secret"
 
@@ -64,7 +64,7 @@ def test_a_chat_of_every_kind_of_message():
         Message("assistant", "", thinking="hm", tool_calls=(ToolCall("look", '{"at": "it"}', "call_1"),)),
         Message("tool", "a cat", tool_call_id="call_1", tool_name="look"),
     )
-    assert ollama.needs(found) == ()
+    assert needs(found) == ()
 
 
 def test_a_prompt_with_all_that_can_stand_beside_it():
@@ -124,14 +124,14 @@ def test_options_become_parameters_and_runner_options():
         repeat_penalty=1.1,
     )
     assert found.request.runner_options == {"num_ctx": 4096, "use_mmap": False}
-    assert ollama.needs(found) == ()
+    assert needs(found) == ()
 
 
 @pytest.mark.parametrize("options", [{"num_predict": -1}, {"num_predict": -2}, {"seed": -1}, {}, None])
 def test_options_that_mean_the_runtime_s_own(options: dict[str, int] | None):
     found = generate(options=options)
     assert found.request.parameters == Parameters()
-    assert ollama.needs(found) == ()
+    assert needs(found) == ()
 
 
 @pytest.mark.parametrize(
@@ -151,23 +151,18 @@ def test_options_that_mean_the_runtime_s_own(options: dict[str, int] | None):
 )  # fmt: skip
 def test_what_only_a_runtime_of_this_dialect_can_heed(fields: dict[str, Any], needed: tuple[str, ...]):
     found = generate(**fields)
-    assert ollama.needs(found) == needed
+    assert needs(found) == needed
     assert found.options == {f"needs:{field}" for field in needed}
-    if needed:
-        assert all(field in refusal(ollama.refuse_needs, found).message for field in needed)
-    else:
-        ollama.refuse_needs(found)
 
 
 def test_a_load_needs_nothing():
     found = asked("/api/generate", template="x")
-    assert ollama.needs(found) == ("template",)
-    ollama.refuse_needs(found)
+    assert (needs(found), found.load_only) == (("template",), True)
 
 
 def test_a_role_that_only_the_runtime_knows():
     found = chat(messages=[{"role": "control", "content": "thinking"}])
-    assert ollama.needs(found) == ("messages[0].role",)
+    assert needs(found) == ("messages[0].role",)
 
 
 @pytest.mark.parametrize(
@@ -224,7 +219,7 @@ def test_habits_of_real_clients():
     litellm = ollama.parse("/api/generate", b'{"name": "m", "prompt": "hi", "options": {}, "images": []}')
     assert litellm.model == "m"
     stray = chat(max_output_tokens=5, think=False, tools=[], options={}, keep_alive=None, metadata={"user": "u"})
-    assert ollama.needs(stray) == ()
+    assert needs(stray) == ()
     assert stray.request.think is False
     images = chat(messages=[{"role": "user", "content": "hi", "images": []}])
     assert images.request.messages[0].images == ()
@@ -243,7 +238,7 @@ def test_the_requests_of_the_captures_are_understood():
         found = ollama.parse(path, body)
         assert found.stream is json.loads(body).get("stream", True)
         assert found.load_only is (file.stem in ("load", "unload"))
-        assert ollama.needs(found) == ()
+        assert needs(found) == ()
         seen += 1
     assert seen == 12
 
