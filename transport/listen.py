@@ -136,9 +136,10 @@ class DeadlineStream(trio.abc.HalfCloseableStream):
     def send_nowait(self, data: bytes | memoryview) -> int:
         """Write what fits now and return how much that was; 0 also where there is no socket. The caller makes sure that
         no `send_all` is under way. Raises BrokenResourceError or ClosedResourceError when the connection is over."""
-        if self.socket is None:
+        sock = self.socket
+        if sock is None:
             return 0
-        fd = self.socket.fileno()
+        fd = sock.fileno()
         if fd == -1:
             raise trio.ClosedResourceError
         try:

@@ -25,7 +25,9 @@ import h11
 import msgspec
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.events import Body, Response
+from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
@@ -43,6 +45,7 @@ REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 ALWAYS_ANSWERED: Final = ("GET", "/health")  # also when every connection is taken
 RETRY_AFTER_S: Final = 1
 HEADER_LINE_BYTES: Final = 4  # ": " and CRLF, which h11 does not count
+SENDS_PER_TURN: Final = 2  # of an answer before other tasks run, where no send waits; more saves little and delays them
 
 Headers = list[tuple[bytes, bytes]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
@@ -151,6 +154,39 @@ class HttpConnection(TCPServer):
                 await self.idle_task.stop()  # the peer is gone: nothing to wait for but the app
         await self._deadline_stream.finish(self.limits.linger_s)
 
+    async def protocol_send(self, event: Event) -> None:
+        if isinstance(event, RawData):
+            await self.write(event.data)
+        else:
+            await super().protocol_send(event)
+
+    async def write(self, data: bytes) -> None:
+        """Write all of it, or end the connection: no other bytes ever follow a part of `data`.
+
+        What the kernel takes at once costs no scope, no lock and no checkpoint. The rest waits for the peer, as long as
+        the stream's write deadline lets it. Cancelled here: not before `data` is out or the connection is over.
+        """
+        try:
+            sent = 0 if self.send_lock.locked() else self._deadline_stream.send_nowait(data)
+            if sent < len(data):
+                await self._write_waiting(memoryview(data)[sent:])
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            # An app that takes nothing off its queue cannot be told that its client is gone.
+            with trio.move_on_after(self.limits.listen.write_timeout_s, shield=True):
+                await self.protocol.handle(Closed())
+            await self._close()  # the reader need not notice: it may be waiting for this answer's end
+
+    async def _write_waiting(self, data: memoryview) -> None:
+        with trio.CancelScope(shield=True):
+            if self.send_lock.locked():
+                await self.send_lock.acquire()
+            else:
+                self.send_lock.acquire_nowait()  # not a checkpoint: what comes before `data` may just have gone out
+            try:
+                await self._deadline_stream.send_all(data)
+            finally:
+                self.send_lock.release()
+
     async def _close(self) -> None:
         self._tasks.cancel()
 
@@ -181,6 +217,32 @@ class Http1Protocol(H11Protocol):
         )
         self.limits = connection.limits
         self.counters = connection.counters
+        self._write = connection.write
+        self._in_chunks = False  # this response: known once h11 has framed the first piece of its body
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Pieces of a body take the short way; all else goes hypercorn's."""
+        if isinstance(event, Body):  # never an empty one: as a chunk it would end the body
+            await self._send_piece(event.data)
+            return
+        if isinstance(event, Response):
+            self._in_chunks = False
+        await super().stream_send(event)
+
+    async def _send_piece(self, data: bytes) -> None:
+        """The first is framed by h11, which decides on the framing. When that made a chunk of it, the next ones are
+        chunks too: h11 keeps no account of those, so it need not see them."""
+        framed = b"%x\r\n%b\r\n" % (len(data), data)
+        if not self._in_chunks or self.connection.our_state is not h11.SEND_BODY:
+            try:
+                by_h11 = self.connection.send(h11.Data(data=data))
+            except h11.LocalProtocolError:
+                if self.connection.their_state is not h11.ERROR:
+                    raise
+                return
+            self._in_chunks = by_h11 == framed
+            framed = by_h11
+        await self._write(framed)
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """hypercorn switches to h2c or HTTP/2 here. We never do."""
@@ -269,11 +331,19 @@ class _Answer:
     _write_timeout_s: float
     last: bool
     started: bool = False
+    _sends: int = 0
 
     async def send(self, message: dict[str, Any]) -> None:
         """Cancelled before, never in the middle. quart-trio cancels itself inside its last send, because that one tells
         its own reader "disconnected"; and hypercorn, cancelled inside a send, no longer knows what it has sent."""
-        await trio.lowlevel.checkpoint_if_cancelled()
+        self._sends += 1
+        if self._sends % SENDS_PER_TURN:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        else:
+            await trio.lowlevel.checkpoint()
+        if message.get("more_body"):  # one write, which shields itself, and nothing after it
+            await self._send(message)
+            return
         start = message["type"] == "http.response.start"
         if start:
             headers = message["headers"] = list(message.get("headers", ()))

@@ -320,7 +320,7 @@ class OllamaRuntime:
     async def _chunks(
         self, response: UpstreamResponse, records: wire.RecordStream, ask: _Ask
     ) -> AsyncGenerator[Chunk, None]:
-        """Stamped per read; a read is what httpx hands out, one HTTP chunk."""
+        """Stamped per read, which is what one read of the socket brought."""
         async for data in response:
             t_us = self.clock()
             for chunk in records.feed(data, t_us):

@@ -215,7 +215,7 @@ class OpenAIRuntime:
     # ── one answer ──
 
     async def _chunks(self, response: UpstreamResponse, stream: wire.ChunkStream) -> AsyncGenerator[Chunk, None]:
-        """Stamped per read; a read is what httpx hands out, one HTTP chunk."""
+        """Stamped per read, which is what one read of the socket brought."""
         while (data := await next_read(response, stream)) is not None:
             t_us = self.clock()
             for chunk in stream.feed(data, t_us):

@@ -2,15 +2,18 @@
 
 A prompt must reach the runtime and nobody else, so no proxy or other setting is taken from the environment and no
 redirect is followed. Every request has its own connection (0.1 ms on loopback): nothing idle is kept, so nothing is
-stale and there is nothing to close at the end.
+stale and there is nothing to close at the end. http goes by our own transport; https, and the networks in memory of
+tests, by httpx.
 """
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from typing import Final
-from urllib.parse import urlsplit
+from functools import partial
+from typing import Final, Protocol
+from urllib.parse import quote
 
 import attrs
 import httpx  # the only place that knows the library
@@ -23,39 +26,46 @@ from engine.domain.errors import (
     UpstreamTimeout,
     UpstreamTruncated,
 )
+from transport.runtimes.plain_http import CONNECTIONS_MAX, POOL_S, WRITE_S, Failure, HttpFailure, PlainTransport
 
 CONNECT_S: Final = 2.0
-WRITE_S: Final = 30.0  # for one piece of a request
-POOL_S: Final = 5.0  # for one of the connections
 CLOSE_S: Final = 1.0
 ERROR_S: Final = 5.0  # for the body of a refusal
-CONNECTIONS_MAX: Final = 128
 ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
 ERROR_BYTES_MAX: Final = 64 * 1024
 
-Transport = httpx.AsyncBaseTransport
+Transport = httpx.AsyncBaseTransport | PlainTransport
 _LIMITS: Final = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=0)
+_HEADERS: Final = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "wf-engine"}
+_TARGET_SAFE: Final = "/?&=%:@!$'()*+,;~"  # stays as it is in a path with its query
 
-# First match wins. What httpx calls it, what it is to us, and the rest of the sentence "NAME at URL …".
-_Faults = tuple[tuple[type[httpx.HTTPError], type[RuntimeFault], str], ...]
-_BEFORE_HEAD: Final[_Faults] = (
-    (httpx.ConnectTimeout, RuntimeUnavailable, "did not take a connection within {connect_s:g} s"),
-    (httpx.ConnectError, RuntimeUnavailable, "does not answer: nothing listens there"),
-    (httpx.PoolTimeout, RuntimeUnavailable, f"has all of our {CONNECTIONS_MAX} connections in use"),
-    (httpx.WriteTimeout, UpstreamTimeout, f"did not read the request for {WRITE_S:g} s"),
-    (httpx.ProtocolError, UpstreamProtocolError, "broke off or does not speak HTTP"),
-    (httpx.NetworkError, RuntimeUnavailable, "broke the connection before it answered"),
-    (httpx.HTTPError, RuntimeUnavailable, "cannot be reached"),
-)
-_IN_BODY: Final[_Faults] = (
-    (httpx.ProtocolError, UpstreamProtocolError, "sent a body that is not HTTP"),
-    (httpx.HTTPError, UpstreamTruncated, "broke the connection inside its answer"),
+# What a failure is to us, and the rest of the sentence "NAME at URL …".
+_FAULTS: Final[Mapping[Failure, tuple[type[RuntimeFault], str]]] = {
+    Failure.CONNECT_TIMEOUT: (RuntimeUnavailable, "did not take a connection within {connect_s:g} s"),
+    Failure.NO_CONNECTION: (RuntimeUnavailable, "does not answer: nothing listens there"),
+    Failure.CONNECTIONS_IN_USE: (RuntimeUnavailable, f"has all of our {CONNECTIONS_MAX} connections in use"),
+    Failure.WRITE_TIMEOUT: (UpstreamTimeout, f"did not read the request for {WRITE_S:g} s"),
+    Failure.NO_HTTP: (UpstreamProtocolError, "broke off or does not speak HTTP"),
+    Failure.BROKEN: (RuntimeUnavailable, "broke the connection before it answered"),
+    Failure.UNREACHABLE: (RuntimeUnavailable, "cannot be reached"),
+    Failure.MALFORMED_BODY: (UpstreamProtocolError, "sent a body that is not HTTP"),
+    Failure.TRUNCATED: (UpstreamTruncated, "broke the connection inside its answer"),
+}
+# What httpx calls a failure before the head; the first match wins.
+_BEFORE_HEAD: Final[tuple[tuple[type[httpx.HTTPError], Failure], ...]] = (
+    (httpx.ConnectTimeout, Failure.CONNECT_TIMEOUT),
+    (httpx.ConnectError, Failure.NO_CONNECTION),
+    (httpx.PoolTimeout, Failure.CONNECTIONS_IN_USE),
+    (httpx.WriteTimeout, Failure.WRITE_TIMEOUT),
+    (httpx.ProtocolError, Failure.NO_HTTP),
+    (httpx.NetworkError, Failure.BROKEN),
+    (httpx.HTTPError, Failure.UNREACHABLE),
 )
 
 
 def unix_socket(path: str) -> Transport:
     """The way to a server that listens on the socket at `path`; the host in its URL is only a name then."""
-    return httpx.AsyncHTTPTransport(uds=path, verify=False, trust_env=False, limits=_LIMITS)
+    return PlainTransport(partial(trio.open_unix_socket, path))
 
 
 @attrs.frozen
@@ -67,10 +77,30 @@ class Answer:
     retry_after: str | None = None
 
 
+class _Way(Protocol):
+    """How requests go out. Raises HttpFailure."""
+
+    async def send(self, method: str, path: str, body: bytes) -> _Response: ...
+
+
+class _Response(Protocol):
+    """What came back. `read` gives None at the end of the body and raises HttpFailure; `aclose` is cut after 1 s."""
+
+    @property
+    def status(self) -> int: ...
+
+    def header(self, name: str) -> str | None: ...
+
+    async def read(self) -> bytes | None: ...
+
+    async def aclose(self) -> None: ...
+
+
 @attrs.define(eq=False)
 class Upstream:
-    """One runtime at `url`. `name` stands in its errors. `transport` is another way to it than TCP: `unix_socket`, or a
-    network in memory for tests. `headers` go out with every request and nowhere else: they may hold a key.
+    """One runtime at `url`. `name` stands in its errors. `transport` is another way to it than TCP: `unix_socket`, a
+    PlainTransport on other streams, or one of httpx, such as a network in memory for tests. `headers` go out with every
+    request and nowhere else: they may hold a key.
 
     Raises RuntimeUnavailable, UpstreamTimeout and UpstreamProtocolError. Cancelled anywhere: the connection is closed.
     """
@@ -80,20 +110,19 @@ class Upstream:
     transport: Transport | None = None
     headers: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     connect_s: float = CONNECT_S
-    _client: httpx.AsyncClient = attrs.field(init=False)
+    _way: _Way = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._client = httpx.AsyncClient(
-            base_url=self.url,
-            transport=self.transport,
-            trust_env=False,
-            follow_redirects=False,
-            verify=urlsplit(self.url).scheme == "https",  # reading all certificates costs 30 ms, and http has none
-            headers={"accept-encoding": "identity", "user-agent": "wf-engine", **self.headers},
-            limits=_LIMITS,
-            # Waiting for the head and for the body is bounded per call, by trio deadlines.
-            timeout=httpx.Timeout(connect=self.connect_s, write=WRITE_S, pool=POOL_S, read=None),
-        )
+        url, transport = httpx.URL(self.url), self.transport
+        headers = {**_HEADERS, **self.headers}
+        if transport is None and url.scheme == "http" and url.host:
+            transport = PlainTransport(partial(trio.open_tcp_stream, url.raw_host.decode("ascii"), url.port or 80))
+        if not isinstance(transport, PlainTransport):
+            self._way = _Library.to(url, transport, headers, self.connect_s)
+        elif url.scheme != "http":
+            raise ValueError(f"{self.name}: a plain transport carries http, and {self.url} is not")
+        else:
+            self._way = _Plain.to(url, transport, headers, self.connect_s)
 
     @asynccontextmanager
     async def open_stream(
@@ -120,63 +149,51 @@ class Upstream:
         except trio.TooSlowError:
             raise self._too_slow(timeout_s) from None
 
-    async def _send(self, method: str, path: str, body: bytes, timeout_s: float) -> httpx.Response:
-        headers = {"content-type": "application/json"} if body else {}
-        request = self._client.build_request(method, path, content=body, headers=headers)
-        request.stream = _Body(body)
+    async def _send(self, method: str, path: str, body: bytes, timeout_s: float) -> _Response:
         try:
             with trio.fail_after(timeout_s):
-                return await self._client.send(request, stream=True)
+                return await self._way.send(method, path, body)
         except trio.TooSlowError:
             raise self._too_slow(timeout_s) from None
-        except httpx.HTTPError as error:
-            raise self.fault(error, _BEFORE_HEAD) from error
+        except HttpFailure as error:
+            raise self.fault(error) from error
 
     def _too_slow(self, timeout_s: float) -> UpstreamTimeout:
         return UpstreamTimeout(f"{self.name} at {self.url} did not answer within {timeout_s:g} s", limit_s=timeout_s)
 
-    def fault(self, error: httpx.HTTPError, table: _Faults) -> RuntimeFault:
-        """What an error of the library is to the engine."""
-        for kind, fault, text in table:
-            if isinstance(error, kind):
-                return fault(f"{self.name} at {self.url} {text.format(connect_s=self.connect_s)}")
-        raise AssertionError("both tables end with httpx.HTTPError")
+    def fault(self, error: HttpFailure) -> RuntimeFault:
+        """What a failed exchange is to the engine."""
+        fault, text = _FAULTS[error.failure]
+        return fault(f"{self.name} at {self.url} {text.format(connect_s=self.connect_s)}")
 
 
 @attrs.define(eq=False)
 class UpstreamResponse:
-    """The head of a response, and its body as an iterator of the bytes of each read, unchanged."""
+    """The head of a response, and its body as an iterator of the bytes of each read, unchanged. What a server sends
+    together may come in one read, in however many chunks; a chunk may come in several."""
 
     _upstream: Upstream
-    _response: httpx.Response
-    _reads: AsyncIterator[bytes] = attrs.field(init=False)
-    _reading: bool = attrs.field(default=False, init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self._reads = self._response.aiter_raw()
+    _response: _Response
 
     @property
     def status(self) -> int:
-        return self._response.status_code
+        return self._response.status
 
     def header(self, name: str) -> str | None:
-        value: str | None = self._response.headers.get(name)
-        return value
+        return self._response.header(name)
 
     def __aiter__(self) -> UpstreamResponse:
         return self
 
     async def __anext__(self) -> bytes:
         """Raises UpstreamTruncated when the connection breaks inside the body."""
-        self._reading = True
         try:
-            return await anext(self._reads)
-        except httpx.RemoteProtocolError as error:
-            # h11's words for a connection that ended too early; its other faults are broken framing
-            table = _IN_BODY[1:] if "peer closed connection" in str(error) else _IN_BODY
-            raise self._upstream.fault(error, table) from error
-        except httpx.HTTPError as error:
-            raise self._upstream.fault(error, _IN_BODY) from error
+            data = await self._response.read()
+        except HttpFailure as error:
+            raise self._upstream.fault(error) from error
+        if data is None:
+            raise StopAsyncIteration
+        return data
 
     async def next_within(self, timeout_s: float) -> bytes | None:
         """The next read, None at the end. Raises UpstreamTimeout after `timeout_s` of silence."""
@@ -215,9 +232,101 @@ class UpstreamResponse:
         """Close the connection now, whatever is still on its way. Also when already cancelled; takes at most 1 s."""
         with trio.move_on_after(CLOSE_S, shield=True):
             await self._response.aclose()
-        with trio.CancelScope() as scope:
-            # httpx nests five async generators and closes none of the inner ones. Left to the garbage collector, trio
-            # warns of each. One more step ends them all: it fails on the closed connection, or is cancelled.
+
+
+@attrs.define(eq=False)
+class _Plain:
+    """Our own way, for http."""
+
+    _transport: PlainTransport
+    _prefix: str  # of every path
+    _headers: tuple[tuple[bytes, bytes], ...]
+    _connect_s: float
+
+    @classmethod
+    def to(cls, url: httpx.URL, transport: PlainTransport, headers: Mapping[str, str], connect_s: float) -> _Plain:
+        pairs = {name.lower().encode("ascii"): value.encode("ascii") for name, value in headers.items()}
+        if url.userinfo:
+            pairs[b"authorization"] = b"Basic " + b64encode(f"{url.username}:{url.password}".encode())
+        prefix = url.raw_path.decode("ascii").rstrip("/")
+        # Servers that keep connections need not keep this one.
+        return cls(transport, prefix, ((b"host", url.netloc), (b"connection", b"close"), *pairs.items()), connect_s)
+
+    async def send(self, method: str, path: str, body: bytes) -> _Response:
+        target = self._prefix + quote(path, safe=_TARGET_SAFE)
+        headers = (*self._headers, (b"content-type", b"application/json")) if body else self._headers
+        return await self._transport.send(method, target, headers, body, connect_s=self._connect_s)
+
+
+@attrs.define(eq=False)
+class _Library:
+    """The way of httpx."""
+
+    _client: httpx.AsyncClient
+
+    @classmethod
+    def to(
+        cls, url: httpx.URL, transport: httpx.AsyncBaseTransport | None, headers: Mapping[str, str], connect_s: float
+    ) -> _Library:
+        client = httpx.AsyncClient(
+            base_url=url,
+            transport=transport,
+            trust_env=False,
+            follow_redirects=False,
+            verify=url.scheme == "https",  # reading all certificates costs 30 ms, and http has none
+            headers=dict(headers),
+            limits=_LIMITS,
+            # Waiting for the head and for the body is bounded per call, by trio deadlines.
+            timeout=httpx.Timeout(connect=connect_s, write=WRITE_S, pool=POOL_S, read=None),
+        )
+        return cls(client)
+
+    async def send(self, method: str, path: str, body: bytes) -> _Response:
+        headers = {"content-type": "application/json"} if body else {}
+        request = self._client.build_request(method, path, content=body, headers=headers)
+        request.stream = _Body(body)
+        try:
+            return _LibraryResponse(await self._client.send(request, stream=True))
+        except httpx.HTTPError as error:
+            raise HttpFailure(next(failure for kind, failure in _BEFORE_HEAD if isinstance(error, kind))) from error
+
+
+@attrs.define(eq=False)
+class _LibraryResponse:
+    _response: httpx.Response
+    _reads: AsyncIterator[bytes] = attrs.field(init=False)
+    _reading: bool = attrs.field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._reads = self._response.aiter_raw()
+
+    @property
+    def status(self) -> int:
+        return self._response.status_code
+
+    def header(self, name: str) -> str | None:
+        value: str | None = self._response.headers.get(name)
+        return value
+
+    async def read(self) -> bytes | None:
+        self._reading = True
+        try:
+            return await anext(self._reads, None)
+        except httpx.HTTPError as error:
+            # "peer closed …" are h11's words for a connection that ended too early; its other faults are broken framing
+            malformed = isinstance(error, httpx.ProtocolError) and "peer closed connection" not in str(error)
+            raise HttpFailure(Failure.MALFORMED_BODY if malformed else Failure.TRUNCATED) from error
+
+    async def aclose(self) -> None:
+        try:
+            await self._response.aclose()
+        finally:
+            await self._end_reads()
+
+    async def _end_reads(self) -> None:
+        """httpx nests five async generators and closes none of the inner ones. Left to the garbage collector, trio
+        warns of each. One more step ends them all: it fails on the closed connection, or is cancelled."""
+        with trio.CancelScope(shield=True) as scope:
             scope.cancel()
             while self._reading:
                 try:
