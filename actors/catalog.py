@@ -12,8 +12,9 @@ import attrs
 import trio
 
 from engine.domain.errors import EngineError, InvalidRequest, ModelNotFound
-from engine.domain.generation import Clock, Runtime
+from engine.domain.generation import Clock
 from engine.domain.models import ModelInfo, Probe, is_model_name
+from engine.domain.runtime import Runtime
 
 logger = logging.getLogger("wf.catalog")
 

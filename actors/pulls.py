@@ -22,9 +22,9 @@ from engine.domain.errors import (
     RuntimeUnavailable,
 )
 from engine.domain.events import ModelChanged, SessionSignal
-from engine.domain.generation import Puller
 from engine.domain.models import ModelState, is_model_name
 from engine.domain.pull import PullProgress
+from engine.domain.runtime import Puller
 
 PULLS_MAX: Final = 4
 RETRY_AFTER_S: Final = 10

@@ -10,7 +10,8 @@ import attrs
 import trio
 
 from engine.domain.errors import EngineError
-from engine.domain.generation import Chunk, EndReason, GenerationEnd, Read
+from engine.domain.generation import Chunk, EndReason, GenerationEnd
+from engine.domain.runtime import Read
 
 ITEMS_MAX: Final = 256
 

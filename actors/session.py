@@ -18,15 +18,9 @@ from actors.stream import ModelStream, Timeouts
 from engine.domain.energy import EnergyParams
 from engine.domain.errors import EngineError, InternalError, Overloaded, SessionNotFound, UpstreamTruncated
 from engine.domain.events import ModelChanged, SessionClosed, SessionOpened, SessionSignal, StreamRef
-from engine.domain.generation import (
-    Clock,
-    EndReason,
-    ForwardRequest,
-    GenerationEnd,
-    GenerationRequest,
-    Origin,
-)
+from engine.domain.generation import Clock, EndReason, GenerationEnd, GenerationRequest, Origin
 from engine.domain.models import ModelState
+from engine.domain.runtime import ForwardRequest
 from policies.reload import reload_reason
 from policies.timing import Timing, timing_of
 

@@ -22,15 +22,8 @@ from engine.domain.errors import (
     UpstreamTruncated,
 )
 from engine.domain.events import SessionSignal, StreamRef, TokenBatch
-from engine.domain.generation import (
-    Chunk,
-    Forwarder,
-    ForwardRequest,
-    GenerationEnd,
-    GenerationRequest,
-    Read,
-    Runtime,
-)
+from engine.domain.generation import Chunk, GenerationEnd, GenerationRequest
+from engine.domain.runtime import Forwarder, ForwardRequest, Read, Runtime
 
 T = TypeVar("T")
 

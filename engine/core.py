@@ -31,7 +31,8 @@ from engine.domain.energy import EnergyParams
 from engine.domain.errors import InternalError
 from engine.domain.events import MappedSignal, SessionSignal
 from engine.domain.frames import Frame
-from engine.domain.generation import Clock, Runtime
+from engine.domain.generation import Clock
+from engine.domain.runtime import Runtime
 from engine.domain.telemetry import Telemetry
 from engine.settings import Settings
 from policies.admission import PoolCaps

@@ -17,7 +17,8 @@ import trio
 from actors.kernel import Actor
 from actors.supervise import supervise
 from engine.domain.errors import ConfigError, EngineError
-from engine.domain.generation import Clock, Runtime
+from engine.domain.generation import Clock
+from engine.domain.runtime import Runtime
 from engine.settings import RUNTIME_URL, Settings
 from engine.state import state_path
 from policies.restart import RestartPolicy

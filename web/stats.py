@@ -10,7 +10,7 @@ import attrs
 from quart import Blueprint
 
 from actors.session import SessionReport, SessionRequest
-from engine.domain.generation import Puller, Runtime
+from engine.domain.runtime import Puller, Runtime
 from engine.domain.telemetry import percentile
 from policies.advice import RuntimeView, advise
 from web.handles import Engine

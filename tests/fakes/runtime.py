@@ -10,15 +10,7 @@ import trio
 import trio.lowlevel
 
 from engine.domain.errors import EngineError, ModelNotFound
-from engine.domain.generation import (
-    Chunk,
-    Clock,
-    EndReason,
-    GenerationEnd,
-    GenerationRequest,
-    TokenLogprob,
-    TopEntry,
-)
+from engine.domain.generation import Chunk, Clock, EndReason, GenerationEnd, GenerationRequest, TokenLogprob, TopEntry
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe
 from engine.domain.pull import PullProgress
 

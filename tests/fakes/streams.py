@@ -10,7 +10,8 @@ import pytest
 from hypothesis import strategies as st
 
 from engine.domain.errors import EngineError
-from engine.domain.generation import Chunk, GenerationRequest, Runtime, TokenKind
+from engine.domain.generation import Chunk, GenerationRequest, TokenKind
+from engine.domain.runtime import Runtime
 
 PROMPT = "my darkest secret"
 KEY = "sk-this-is-secret"

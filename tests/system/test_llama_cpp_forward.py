@@ -16,18 +16,8 @@ import pytest
 import trio
 
 from engine.domain.errors import InvalidRequest, UpstreamTruncated
-from engine.domain.generation import (
-    Chunk,
-    Dialect,
-    EndReason,
-    ForwardRequest,
-    GenerationRequest,
-    Message,
-    Parameters,
-    Read,
-    Tool,
-    ToolCall,
-)
+from engine.domain.generation import Chunk, Dialect, EndReason, GenerationRequest, Message, Parameters, Tool, ToolCall
+from engine.domain.runtime import ForwardRequest, Read
 from tests.fakes import gguf
 from tests.system.test_llama_cpp import PROMPT, answer_of, children, running
 from transport.runtimes.llama_cpp.process import ServerSettings

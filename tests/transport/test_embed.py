@@ -17,7 +17,8 @@ from engine.domain.errors import (
     RuntimeUnavailable,
     UpstreamProtocolError,
 )
-from engine.domain.generation import Embedder, Embeddings, EmbedRequest, GenerationRequest, Message, Parameters, Tool
+from engine.domain.generation import GenerationRequest, Message, Parameters, Tool
+from engine.domain.runtime import Embedder, Embeddings, EmbedRequest
 from tests.fakes.ollama import Reply, ScriptedOllama, capture, done, refused, spoken, virtual_clock, whole
 from tests.fakes.openai import DONE, delta, finish
 from tests.fakes.streams import KEY, PROMPT, chunks_of, failure_of

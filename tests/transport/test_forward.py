@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.domain.errors import EngineError, InvalidRequest, ModelNotFound, UpstreamProtocolError, UpstreamTruncated
-from engine.domain.generation import Chunk, Dialect, Embedder, Forwarder, ForwardRequest, Read
+from engine.domain.generation import Chunk, Dialect
+from engine.domain.runtime import Embedder, Forwarder, ForwardRequest, Read
 from tests.fakes.ollama import (
     Break,
     Reply,

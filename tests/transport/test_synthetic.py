@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.domain.errors import ModelNotFound
-from engine.domain.generation import TOP_K, Chunk, EndReason, GenerationRequest, Parameters, Runtime
+from engine.domain.generation import TOP_K, Chunk, EndReason, GenerationRequest, Parameters
 from engine.domain.models import Capability
+from engine.domain.runtime import Runtime
 from transport.runtimes.synthetic import MODELS, STALL_EVERY, STALL_MS, SyntheticRuntime, tokens
 
 

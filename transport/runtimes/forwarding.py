@@ -16,7 +16,8 @@ import attrs
 import trio
 
 from engine.domain.errors import InvalidRequest, RuntimeFault, UpstreamProtocolError, UpstreamTimeout, UpstreamTruncated
-from engine.domain.generation import Chunk, Clock, Forwarded, ForwardRequest, Read
+from engine.domain.generation import Chunk, Clock
+from engine.domain.runtime import Forwarded, ForwardRequest, Read
 from transport.runtimes.upstream import Upstream, UpstreamResponse
 
 HEAD_S: Final = 86_400.0  # the head of a whole answer comes at its end; how long that may take, the session decides

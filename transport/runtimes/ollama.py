@@ -35,18 +35,10 @@ from engine.domain.errors import (
     UpstreamTimeout,
     UpstreamTruncated,
 )
-from engine.domain.generation import (
-    Chunk,
-    Clock,
-    Dialect,
-    Embeddings,
-    EmbedRequest,
-    Forwarded,
-    ForwardRequest,
-    GenerationRequest,
-)
+from engine.domain.generation import Chunk, Clock, Dialect, GenerationRequest
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe, is_model_name
 from engine.domain.pull import PullProgress
+from engine.domain.runtime import Embeddings, EmbedRequest, Forwarded, ForwardRequest
 from transport.runtimes.embeddings import EMBED_BYTES_MAX, EMBED_S, vectors_of
 from transport.runtimes.forwarding import Instead, forwarding, hear_out, refuse_path
 from transport.runtimes.upstream import Answer, Transport, Upstream, UpstreamResponse

@@ -24,8 +24,6 @@ from engine.domain.generation import (
     Chunk,
     Clock,
     Dialect,
-    Embeddings,
-    EmbedRequest,
     EndReason,
     GenerationEnd,
     GenerationRequest,
@@ -33,6 +31,7 @@ from engine.domain.generation import (
     TopEntry,
 )
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe
+from engine.domain.runtime import Embeddings, EmbedRequest
 from transport.runtimes.embedded.text import StopFilter
 from transport.wire.requests import refuse_all_but_words
 

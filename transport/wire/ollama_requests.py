@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from engine.domain.generation import EmbedRequest, GenerationRequest, Message
+from engine.domain.generation import GenerationRequest, Message
+from engine.domain.runtime import EmbedRequest
 from transport.wire import requests
 from transport.wire.records import TOP_ASKED_MAX
 

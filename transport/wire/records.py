@@ -10,14 +10,7 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 
 from engine.domain.errors import EngineError, InvalidRequest, Overloaded, UpstreamProtocolError
-from engine.domain.generation import (
-    Chunk,
-    GenerationEnd,
-    TokenKind,
-    TokenLogprob,
-    ToolCallPart,
-    TopEntry,
-)
+from engine.domain.generation import Chunk, GenerationEnd, TokenKind, TokenLogprob, ToolCallPart, TopEntry
 
 TOKEN_CHARS_MAX: Final = 16 * 1024
 ENTRIES_MAX: Final = 65_536  # log-probability entries in one record; a whole answer is one

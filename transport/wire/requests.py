@@ -10,7 +10,8 @@ import attrs
 import msgspec
 
 from engine.domain.errors import InvalidRequest
-from engine.domain.generation import EmbedRequest, GenerationRequest, Message, Parameters, Tool, ToolCall
+from engine.domain.generation import GenerationRequest, Message, Parameters, Tool, ToolCall
+from engine.domain.runtime import EmbedRequest
 
 INPUTS_MAX: Final = 2_048  # texts to be embedded with one request; the OpenAI API's own limit
 

@@ -23,16 +23,9 @@ from actors.reply_line import Begun, Ended, Item, ReplyLine
 from actors.session import Session, SessionRequest
 from engine.domain.errors import EngineError, InvalidRequest, Overloaded, UpstreamTruncated
 from engine.domain.events import ModelChanged
-from engine.domain.generation import (
-    Chunk,
-    EndReason,
-    Forwarder,
-    ForwardRequest,
-    GenerationEnd,
-    Origin,
-    Read,
-)
+from engine.domain.generation import Chunk, EndReason, GenerationEnd, Origin
 from engine.domain.models import Capability, ModelState
+from engine.domain.runtime import Forwarder, ForwardRequest, Read
 from policies.leaving import leave_after_s
 from transport.wire.dialects.reply import Asked, Reply, ReplyEnd, ReplyFacts, needs
 from web.handles import Engine, on_leave

@@ -17,8 +17,9 @@ from quart import Blueprint, Response, request
 
 from actors.catalog import ModelRef
 from engine.domain.errors import EngineError, Forbidden, InvalidRequest
-from engine.domain.generation import Dialect, Embedder, Forwarder, ForwardRequest, Origin
+from engine.domain.generation import Dialect, Origin
 from engine.domain.models import ModelInfo, ModelState
+from engine.domain.runtime import Embedder, Forwarder, ForwardRequest
 from transport.wire.dialects import ollama as dialect
 from transport.wire.dialects import ollama_show as listing
 from transport.wire.dialects.reply import Asked, ReplyFacts

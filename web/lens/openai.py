@@ -9,7 +9,8 @@ import attrs
 from quart import Blueprint, Response, request
 
 from engine.domain.errors import EngineError, InvalidRequest
-from engine.domain.generation import Embedder, Origin
+from engine.domain.generation import Origin
+from engine.domain.runtime import Embedder
 from transport.wire.dialects import openai as dialect
 from transport.wire.dialects import openai_models as listing
 from web.handles import Engine

@@ -28,6 +28,7 @@ export class Library {
     /** @type {Map<string, {state: string, reason: string|null}>} what events said after the last listing */
     this._heard = new Map();
     this._stale = true;
+    this._reach = ""; // runtimes on other machines, as last drawn
     const form = /** @type {HTMLFormElement} */ (byId("download"));
     const name = /** @type {HTMLInputElement} */ (byId("download-name"));
     form.addEventListener("submit", (event) => {
@@ -55,8 +56,10 @@ export class Library {
 
   /** 1 Hz. @param {Map<string, Model>} models @param {string[]} away runtimes on other machines */
   show(models, away) {
-    if (!this._stale) return;
+    const reach = away.join();
+    if (!this._stale && reach === this._reach) return;
     this._stale = false;
+    this._reach = reach;
     const told = [...models.values()].map((model) => ({ model, state: this._heard.get(model.name)?.state ?? model.state ?? "" }));
     put(byId("models-count"), `${models.size} · ${told.filter(({ state }) => state === "ready").length} in memory`);
     told.sort((a, b) => Number(a.state === "absent") - Number(b.state === "absent")); // what something happens to comes first

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.domain.errors import ModelLoadFailed, ModelNotFound
-from engine.domain.generation import Chunk, EndReason, GenerationRequest, Message, Parameters, Runtime
+from engine.domain.generation import Chunk, EndReason, GenerationRequest, Message, Parameters
+from engine.domain.runtime import Runtime
 from tests.transport.embedded import gguf_writer
 from transport.runtimes.embedded import EmbeddedRuntime
 from transport.runtimes.embedded.answer import Model

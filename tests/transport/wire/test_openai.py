@@ -18,14 +18,7 @@ from engine.domain.errors import (
     RuntimeUnavailable,
     UpstreamProtocolError,
 )
-from engine.domain.generation import (
-    Chunk,
-    EndReason,
-    GenerationEnd,
-    TokenKind,
-    TokenLogprob,
-    TopEntry,
-)
+from engine.domain.generation import Chunk, EndReason, GenerationEnd, TokenKind, TokenLogprob, TopEntry
 from tests.fakes.ollama import capture
 from tests.fakes.openai import DONE, delta, entry, event, finish, usage
 from tests.fakes.streams import json_values, places, read_through, split_at, text_of

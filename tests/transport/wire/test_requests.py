@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.domain.errors import InvalidRequest
-from engine.domain.generation import EmbedRequest, GenerationRequest, Message, Parameters, Tool, ToolCall
+from engine.domain.generation import GenerationRequest, Message, Parameters, Tool, ToolCall
+from engine.domain.runtime import EmbedRequest
 from transport.wire import ollama_requests, openai_requests
 from transport.wire.ollama_requests import embed_body, load_body, request_path, show_body
 from transport.wire.requests import INPUTS_MAX, refuse_all_but_words, refuse_penalties, turns

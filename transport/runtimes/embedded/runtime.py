@@ -24,17 +24,9 @@ import attrs
 import trio
 
 from engine.domain.errors import InvalidRequest, ModelLoadFailed, ModelNotFound
-from engine.domain.generation import (
-    Chunk,
-    Clock,
-    Dialect,
-    Embeddings,
-    EmbedRequest,
-    EndReason,
-    GenerationEnd,
-    GenerationRequest,
-)
+from engine.domain.generation import Chunk, Clock, Dialect, EndReason, GenerationEnd, GenerationRequest
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe
+from engine.domain.runtime import Embeddings, EmbedRequest
 from transport.runtimes.embedded import gguf
 from transport.runtimes.embedded.answer import Answer, Model
 from transport.runtimes.embedded.bpe import Tokenizer

@@ -33,18 +33,10 @@ from engine.domain.errors import (
     UpstreamTimeout,
     UpstreamTruncated,
 )
-from engine.domain.generation import (
-    Chunk,
-    Clock,
-    Dialect,
-    Embeddings,
-    EmbedRequest,
-    Forwarded,
-    ForwardRequest,
-    GenerationRequest,
-)
+from engine.domain.generation import Chunk, Clock, Dialect, GenerationRequest
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe
 from engine.domain.pull import PullProgress
+from engine.domain.runtime import Embeddings, EmbedRequest, Forwarded, ForwardRequest
 from transport.runtimes.llama_cpp.header import GgufHeader, read_header
 from transport.runtimes.llama_cpp.hub import HuggingFace
 from transport.runtimes.llama_cpp.process import (

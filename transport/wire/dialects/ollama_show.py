@@ -15,9 +15,9 @@ import attrs
 import msgspec
 
 from engine.domain.errors import NotFound
-from engine.domain.generation import Embeddings, EmbedRequest
 from engine.domain.models import Capability, ModelInfo
 from engine.domain.pull import PullProgress
+from engine.domain.runtime import Embeddings, EmbedRequest
 from transport.wire.dialects.ollama_records import nanoseconds
 from transport.wire.dialects.ollama_request import ModelName, Number, decode, keep_alive, model_name
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any, Final
 import attrs
 import msgspec
 
-from engine.domain.generation import Embeddings, EmbedRequest
 from engine.domain.models import ModelInfo
+from engine.domain.runtime import Embeddings, EmbedRequest
 from transport.wire.dialects import openai_asks as asks
 from transport.wire.dialects import openai_shapes as shapes
 from transport.wire.dialects.openai_asks import refused

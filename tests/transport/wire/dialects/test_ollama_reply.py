@@ -10,14 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.domain.errors import InvalidRequest, ModelNotFound, UpstreamProtocolError, UpstreamTruncated
-from engine.domain.generation import (
-    Chunk,
-    EndReason,
-    TokenKind,
-    TokenLogprob,
-    ToolCallPart,
-    TopEntry,
-)
+from engine.domain.generation import Chunk, EndReason, TokenKind, TokenLogprob, ToolCallPart, TopEntry
 from tests.fakes.ollama import capture
 from tests.transport.wire.dialects.ollama_replies import CREATED, CREATED_S, asked, end, facts, records_of, replied
 from transport.wire.dialects import ollama

@@ -8,9 +8,9 @@ from datetime import datetime
 import pytest
 
 from engine.domain.errors import InvalidRequest, NotFound
-from engine.domain.generation import Embeddings, EmbedRequest
 from engine.domain.models import Capability, ModelInfo
 from engine.domain.pull import PullProgress
+from engine.domain.runtime import Embeddings, EmbedRequest
 from tests.fakes.ollama import capture
 from transport.wire.dialects import ollama_show
 from transport.wire.dialects.ollama_show import NEVER, Resident

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.domain.errors import InvalidRequest
-from engine.domain.generation import Embeddings, EmbedRequest
 from engine.domain.models import ModelInfo
+from engine.domain.runtime import Embeddings, EmbedRequest
 from transport.wire.dialects import openai_models as models
 
 FOUND = Embeddings(((0.5, -1.0), (0.0, 2.0)), prompt_tokens=7)
