@@ -7,9 +7,12 @@ import socket
 import urllib.request
 from typing import Any
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, TimeoutError, expect
 
 from tests.browser.conftest import Address
+
+
+PRESSES_MAX = 3
 
 
 def free_port() -> int:
@@ -25,9 +28,16 @@ def ask(page: Page, model: str, max_tokens: int | None = None, prompt: str = "Wh
 
 
 def run(page: Page, model: str, max_tokens: int) -> None:
-    """Returns once the page shows the new session."""
-    with page.expect_response("**/generate") as accepted:
-        ask(page, model, max_tokens)
+    """Returns once the page shows the new session. Keys pressed while the page is still being set up can be lost, so a
+    press without any answer is repeated."""
+    for attempt in range(PRESSES_MAX):
+        try:
+            with page.expect_response("**/generate", timeout=10_000) as accepted:
+                ask(page, model, max_tokens)
+            break
+        except TimeoutError:
+            if attempt == PRESSES_MAX - 1:
+                raise
     expect(page.locator("#meta")).to_contain_text(accepted.value.json()["session_id"][:8])
 
 
