@@ -11,7 +11,6 @@ from playwright.sync_api import Page, TimeoutError, expect
 
 from tests.browser.conftest import Address
 
-
 PRESSES_MAX = 3
 
 
