@@ -31,7 +31,7 @@ class Grant:
 
     model: str
     cold: bool | None
-    load_ms: float
+    load_ms: float | None  # null: its runtime does not tell
     resident_bytes: int | None
     evicted: tuple[str, ...]
     options_before: RunnerOptions | None = None

@@ -58,11 +58,12 @@ class SessionReport:
 
 @attrs.frozen
 class ReplyTimes:
-    """What a reply says of its generation; ms, null where there was nothing to measure."""
+    """What a reply says of its generation; ms, null where there was nothing to measure. `prompt_ms` is from having the
+    model to the first token: waiting for it and loading it are not in it."""
 
     tokens: int
     total_ms: float
-    load_ms: float
+    load_ms: float | None
     prompt_ms: float | None
     generation_ms: float | None
 
@@ -91,7 +92,7 @@ class Session:
     _stream: ModelStream = attrs.field(init=False)
     _told: SessionClosed | None = None
     _cold: bool | None = None
-    _load_ms: float = 0.0
+    _load_ms: float | None = None
 
     def __attrs_post_init__(self) -> None:
         ref = StreamRef(self.id, f"{self.id}:0", self.asked.model.name)
@@ -157,7 +158,7 @@ class Session:
             tokens=self._stream.tokens,
             total_ms=(self.closed_us - self.opened_us) / 1000,
             load_ms=load_ms,
-            prompt_ms=None if first_us is None else max(0.0, (first_us - self.opened_us) / 1000 - load_ms),
+            prompt_ms=None if first_us is None else max(0.0, (first_us - self.opened_us) / 1000 - self.waited_ms),
             generation_ms=None if first_us is None or last_us is None else (last_us - first_us) / 1000,
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from typing import Final, TypeVar
 
 import attrs
@@ -97,10 +97,11 @@ class ModelStream:
         async with self.runtime.forward(asked) as answer:
             waited_ms = 1000 * (trio.current_time() - asked_s)
             await self._hand_on(Begun(waited_ms, answer.status, answer.content_type, answer.retry_after))
-            reads = self._to_the_end(answer.reads)
-            while (read := await self._next(reads)) is not None:
+            while (read := await self._next(answer.reads)) is not None:
+                self._is_whole(read.reports_error)
                 await self._take(read.chunks, read)
                 end = next((chunk.end for chunk in read.chunks if chunk.end is not None), end)
+            self._is_whole(True)
             if answer.status != 200:
                 raise _refused(self.runtime.name, answer.status)
         # Whether the runtime cut the prompt it does not say, and the client's request was not ours to change.
@@ -116,15 +117,10 @@ class ModelStream:
             self._behind = False
         return item
 
-    async def _to_the_end(self, reads: AsyncIterator[Read]) -> AsyncGenerator[Read, None]:
-        """Also tells the caller whether the runtime's body came to its own end: with an error it reports, or without
-        any last record, it may."""
-        async for read in reads:
-            if self.reply is not None:
-                self.reply.whole = read.reports_error
-            yield read
+    def _is_whole(self, whole: bool) -> None:
+        """Tell the caller whether the runtime's body has come to its own end: an error that it reports may be one."""
         if self.reply is not None:
-            self.reply.whole = True
+            self.reply.whole = whole
 
     async def _take(self, chunks: Sequence[Chunk], item: Chunk | Read) -> None:
         """The tokens to the mapper, the whole to the reply. A record without a token is no progress."""

@@ -94,7 +94,7 @@ async def running(
     """An engine with its edges. Leaving the block stops it in order; cancelling cuts it."""
     clock = EngineClock.start()
     tier = tier_for(settings, policies)
-    runtimes = runtimes_for(settings, clock, os.environ, policies.tiers.limits(tier.tier))
+    runtimes = await runtimes_for(settings, clock, os.environ, policies.tiers.limits(tier.tier))
     core = Core.build(runtimes.by_name, clock, settings, policies, tier, runtimes.starting)
     http_listener = await _listen(settings.http.host, settings.http.port, "--port")
     try:

@@ -61,7 +61,8 @@ async def _probe(
     settings: Settings, environ: Mapping[str, str], limits: TierLimits, note: Callable[[str, bool | None, str], None]
 ) -> None:
     clock = EngineClock.start()
-    catalog = Catalog(runtimes_for(settings, clock, environ, limits).by_name, clock)
+    runtimes = await runtimes_for(settings, clock, environ, limits)
+    catalog = Catalog(runtimes.by_name, clock)
     await catalog.refresh()
     for name, probe in catalog.probes.items():
         names = [model.name for model in catalog.models if model.runtime.name == name]

@@ -160,7 +160,11 @@ def model_lines(model: dict[str, Any]) -> list[str]:
 
 
 def loaded_lines(body: dict[str, Any]) -> list[str]:
-    took = f"loaded in {body['load_time_ms']:.0f} ms" if body["load_time_ms"] else "was in memory already"
+    load_ms = body["load_time_ms"]
+    if load_ms is None:
+        took = "can be asked; its runtime does not say what is in memory"
+    else:
+        took = f"loaded in {load_ms:.0f} ms" if load_ms else "was in memory already"
     return [f"{body['model']} {took}: {size(body['resident_bytes'])}", *(f"evicted {name}" for name in body["evicted"])]
 
 

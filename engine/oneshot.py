@@ -77,7 +77,7 @@ async def _in_process(shot: OneShot, settings: Settings, show: Show) -> str:
     body = decode(msgspec.json.encode(shot.body()), GenerateBody)
     clock, policies = EngineClock.start(), await trio.to_thread.run_sync(policies_of, settings)
     tier = tier_for(settings, policies)
-    runtimes = runtimes_for(settings, clock, os.environ, policies.tiers.limits(tier.tier))
+    runtimes = await runtimes_for(settings, clock, os.environ, policies.tiers.limits(tier.tier))
     core = Core.build(runtimes.by_name, clock, settings, policies, tier, runtimes.starting)
     reason = None
     async with runtimes.attended(), trio.open_nursery() as nursery:

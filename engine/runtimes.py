@@ -53,7 +53,7 @@ class Runtimes:
             nursery.cancel_scope.cancel(reason="stopped")
 
 
-def runtimes_for(settings: Settings, clock: Clock, environ: Mapping[str, str], limits: TierLimits) -> Runtimes:
+async def runtimes_for(settings: Settings, clock: Clock, environ: Mapping[str, str], limits: TierLimits) -> Runtimes:
     """Raises ConfigError when `runtime` names one that is not there, or when prompts would leave this machine without
     `allow_remote_runtimes`."""
     found: dict[str, Runtime] = {}
@@ -64,7 +64,7 @@ def runtimes_for(settings: Settings, clock: Clock, environ: Mapping[str, str], l
 
         found["synthetic"] = SyntheticRuntime(clock, settings.synthetic)
     if settings.ollama.enabled:
-        daemon = _daemon(settings, environ, limits)
+        daemon = await _daemon(settings, environ, limits)
         found["ollama"] = _ollama(settings, clock, environ, daemon)
     if settings.openai.base_url is not None:
         from transport.runtimes.openai import OpenAIRuntime
@@ -133,14 +133,14 @@ def _ollama(settings: Settings, clock: Clock, environ: Mapping[str, str], daemon
     )
 
 
-def _daemon(settings: Settings, environ: Mapping[str, str], limits: TierLimits) -> OllamaDaemon | None:
+async def _daemon(settings: Settings, environ: Mapping[str, str], limits: TierLimits) -> OllamaDaemon | None:
     if not settings.ollama.spawn:
         return None
     from transport.runtimes.daemon import OllamaDaemon, find_ollama
 
     return OllamaDaemon(
         ollama_address(settings, environ),
-        find_ollama(environ),
+        await trio.to_thread.run_sync(find_ollama, environ),
         environ,
         max_loaded=limits.max_loaded_models,
         num_parallel=limits.requests_per_model,

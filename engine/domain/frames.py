@@ -127,8 +127,8 @@ class FrameState:
             if session.closed is None:
                 events.append(_energy(session_id, session, mono_us, tick_us, queue_depth))
                 continue
-            end_us = max(mono_us, session.closed.at_us)
-            events.append(_energy(session_id, session, end_us, tick_us, queue_depth))
+            # At its end, not at this tick: a client that is behind gets this event within a later frame.
+            events.append(_energy(session_id, session, session.closed.at_us, tick_us, queue_depth))
             events.append(Event(SESSION_END, session_id, _end(session, session.closed)))
             del self.sessions[session_id]
         for session in self.sessions.values():

@@ -67,10 +67,10 @@ class ModelInfo:
 @attrs.frozen
 class Loaded:
     """A model is in memory. `resident_bytes` is what the runtime reports (null: it does not), `load_ms` what the load
-    took."""
+    took (null: nobody can tell)."""
 
     resident_bytes: int | None
-    load_ms: float
+    load_ms: float | None
 
 
 @attrs.frozen

@@ -144,6 +144,27 @@ class Forwarder(Protocol):
         answers. Leaving the context stops the runtime. Raises as Runtime does."""
 
 
+@attrs.frozen
+class Residence:
+    """How a model is in the memory of an Ollama; null where it does not say. `vram_bytes` is the part on a GPU,
+    `expires_at` when it goes (RFC 3339), `context_length` in tokens."""
+
+    vram_bytes: int | None
+    expires_at: str | None
+    context_length: int | None
+
+
+@runtime_checkable
+class OllamaServer(Protocol):
+    """A runtime that is an Ollama, for programs that want to know what only an Ollama knows."""
+
+    async def show_raw(self, model: str, *, verbose: bool = False) -> bytes:
+        """What it says about a model, a JSON object as it came. Raises as Runtime does."""
+
+    async def running(self) -> Mapping[str, Residence]:
+        """How its models are in memory, by its own names."""
+
+
 @runtime_checkable
 class Embedder(Protocol):
     """A runtime that turns texts into vectors."""

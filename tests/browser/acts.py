@@ -7,11 +7,9 @@ import socket
 import urllib.request
 from typing import Any
 
-from playwright.sync_api import Page, TimeoutError, expect
+from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Address
-
-PRESSES_MAX = 3
 
 
 def free_port() -> int:
@@ -20,6 +18,7 @@ def free_port() -> int:
 
 
 def ask(page: Page, model: str, max_tokens: int | None = None, prompt: str = "What is a river?") -> None:
+    expect(page.locator("#run")).to_be_enabled(timeout=15_000)  # models are known and frames arrive
     page.select_option("#model", model)
     page.fill("#max-tokens", "" if max_tokens is None else str(max_tokens))
     page.fill("#prompt", prompt)
@@ -27,16 +26,9 @@ def ask(page: Page, model: str, max_tokens: int | None = None, prompt: str = "Wh
 
 
 def run(page: Page, model: str, max_tokens: int) -> None:
-    """Returns once the page shows the new session. Keys pressed while the page is still being set up can be lost, so a
-    press without any answer is repeated."""
-    for attempt in range(PRESSES_MAX):
-        try:
-            with page.expect_response("**/generate", timeout=10_000) as accepted:
-                ask(page, model, max_tokens)
-            break
-        except TimeoutError:
-            if attempt == PRESSES_MAX - 1:
-                raise
+    """Returns once the page shows the new session."""
+    with page.expect_response("**/generate") as accepted:
+        ask(page, model, max_tokens)
     expect(page.locator("#meta")).to_contain_text(accepted.value.json()["session_id"][:8])
 
 

@@ -123,6 +123,17 @@ def test_who_may_connect_and_where_prompts_go_is_told(blank: Page) -> None:
     expect(blank.locator("#model-list li", has_text="embedded/lexicon").locator(".away")).to_have_count(0)
 
 
+def test_a_key_pressed_before_the_page_is_connected_says_why_nothing_happens(blank: Page) -> None:
+    blank.route_web_socket("**/ws*", lambda _: None)  # taken, and never answered
+    blank.goto("/")
+    expect(blank.locator("#model option").first).to_be_attached()
+    expect(blank.locator("#run")).to_be_disabled()
+    blank.fill("#prompt", "What is a river?")
+    blank.press("#prompt", "Control+Enter")
+    expect(blank.locator("#refusal")).to_contain_text("not connected to the engine yet")
+    assert blank.input_value("#prompt") == "What is a river?"
+
+
 # ── downloads ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

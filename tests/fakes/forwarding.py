@@ -18,10 +18,12 @@ MODELS = ("m:latest", "n:1b")
 
 @attrs.define(eq=False)
 class ListeningOllama(ScriptedOllama):
-    """`asked` are the clients' requests: path and the bytes of the body. Loads and lists are always answered."""
+    """`asked` are the clients' requests: path and the bytes of the body. Loads and lists are always answered; `running`
+    is what it says is in its memory."""
 
     replies: dict[str, list[Reply | Exception]] = attrs.field(factory=dict)
     asked: list[tuple[str, bytes]] = attrs.field(factory=list)
+    running: list[dict[str, Any]] = attrs.field(factory=list)
 
     async def handle(self, request: httpx.Request) -> httpx.Response:
         own = self._own(request.url.path, await request.aread())
@@ -49,7 +51,7 @@ class ListeningOllama(ScriptedOllama):
             case "/api/tags":
                 return whole({"models": [{"name": name, "model": name, "size": 1000} for name in MODELS]})
             case "/api/ps":
-                return whole({"models": []})
+                return whole({"models": self.running})
             case "/api/generate" if "prompt" not in json.loads(body):
                 return whole({"model": "m:latest", "response": "", "done": True, "done_reason": "load"})
         return None

@@ -159,7 +159,7 @@ def about(value: Any) -> Any:
 
 
 def assert_readings(answer: Answer) -> None:
-    """The energy of every frame follows from the last token before it and the time since."""
+    """The energy of every frame follows from the last token before it and the time since; of the last, at the end."""
     params, expected = answer.start["energy_params"], energies(answer, answer.start["energy_params"])
     end_us = answer.end["summary"]["end_us"]
     for mono_ms, stream in answer.updates:
@@ -169,8 +169,7 @@ def assert_readings(answer: Answer) -> None:
         last_us = answer.tokens[stream["tokens"] - 1]["t_us"]
         energy = expected[stream["tokens"] - 1][1]
         if stream["state"] == "DRAINED":
-            energy = faded(energy, (end_us - last_us) / 1000, params)
-            energy *= 0.5 ** (max(0.0, mono_ms - end_us / 1000) / params["half_life_ms"])
+            energy = faded(energy, (end_us - last_us) / 1000, params)  # as it was at the end, whenever that was told
         else:
             energy = faded(energy, mono_ms - last_us / 1000, params)
         assert stream["energy"] == about(energy)

@@ -237,7 +237,7 @@ async def test_models_and_what_is_known_of_them(autojump_clock: trio.testing.Moc
 async def test_load_only_looks_and_unload_does_nothing(autojump_clock: trio.testing.MockClock):
     server = serving(listing("m"), listing("m"), path=MODELS_PATH)
     runtime = runtime_of(server)
-    assert await runtime.load("m") == Loaded(None, 0.0)
+    assert await runtime.load("m") == Loaded(None, None)
     with pytest.raises(ModelNotFound, match="openai has no model gone"):
         await runtime.load("gone")
     assert await runtime.unload("m") == 0

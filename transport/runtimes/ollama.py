@@ -38,7 +38,7 @@ from engine.domain.errors import (
 from engine.domain.generation import Chunk, Clock, Dialect, GenerationRequest
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe, is_model_name
 from engine.domain.pull import PullProgress
-from engine.domain.runtime import Embeddings, EmbedRequest, Forwarded, ForwardRequest
+from engine.domain.runtime import Embeddings, EmbedRequest, Forwarded, ForwardRequest, Residence
 from transport.runtimes.embeddings import EMBED_BYTES_MAX, EMBED_S, vectors_of
 from transport.runtimes.forwarding import Instead, forwarding, hear_out, refuse_path
 from transport.runtimes.upstream import Answer, Transport, Upstream, UpstreamResponse
@@ -162,8 +162,17 @@ class OllamaRuntime:
 
     async def resident(self) -> Mapping[str, int | None]:
         """What is loaded, whoever loaded it; bytes are main and GPU memory together."""
+        return {loaded.name: loaded.size for loaded in await self._loaded()}
+
+    async def running(self) -> Mapping[str, Residence]:
+        return {
+            loaded.name: Residence(loaded.size_vram, loaded.expires_at, loaded.context_length or None)
+            for loaded in await self._loaded()
+        }
+
+    async def _loaded(self) -> list[wire.LoadedModel]:
         answer = await self._ask("GET", "/api/ps")
-        return {loaded.name: loaded.size for loaded in wire.decode(answer.body, wire.Running).models or []}
+        return wire.decode(answer.body, wire.Running).models or []
 
     async def load(self, model: str) -> Loaded:
         """Raises also ModelLoadFailed. Cancelled here: Ollama gives up the load, for everybody who waits for it."""

@@ -133,10 +133,10 @@ class OpenAIRuntime:
 
     async def load(self, model: str) -> Loaded:
         """Loads nothing: the server does that by itself, with the first request or before it listens. Raises
-        ModelNotFound when it does not list `model`. Both figures are 0: unknown, and nothing was done."""
+        ModelNotFound when it does not list `model`. Both figures are null: nobody can tell."""
         if all(listed.id != model for listed in await self._listed()):
             raise ModelNotFound(f"{self.name} has no model {model}", model=model)
-        return Loaded(resident_bytes=None, load_ms=0.0)
+        return Loaded(resident_bytes=None, load_ms=None)
 
     async def unload(self, model: str) -> int:
         """Unloads nothing, the API has no way to: 0."""

@@ -90,6 +90,7 @@ class LoadedModel(msgspec.Struct):
     size: Count = 0
     size_vram: Count = 0
     context_length: Count = 0
+    expires_at: str | None = None
 
 
 class Tags(msgspec.Struct):

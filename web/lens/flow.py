@@ -25,7 +25,7 @@ from engine.domain.errors import EngineError, InvalidRequest, Overloaded, Upstre
 from engine.domain.events import ModelChanged
 from engine.domain.generation import Chunk, EndReason, GenerationEnd, Origin
 from engine.domain.models import Capability, ModelState
-from engine.domain.runtime import Forwarder, ForwardRequest, Read
+from engine.domain.runtime import Embedder, Embeddings, EmbedRequest, Forwarder, ForwardRequest, Read
 from policies.leaving import leave_after_s
 from transport.wire.dialects.reply import Asked, Reply, ReplyEnd, ReplyFacts, needs
 from web.handles import Engine, on_leave
@@ -38,6 +38,9 @@ LEAVE_HEADER: Final = "x-wf-on-disconnect"
 REFUSAL_BYTES_MAX: Final = 64 * 1024
 NATIVE: Final = "native"
 _TRACE: Final = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")
+
+
+ErrorBody = Callable[[EngineError], bytes]
 
 
 class DialectModule(Protocol):
@@ -111,9 +114,8 @@ class Exchange:
                     yield SSE_KEEP_ALIVE
                 continue
             try:
-                data = self._said(item)
-            except EngineError as error:  # what the runtime said cannot be said in this dialect
-                self.session.stop(EndReason.ERROR, error)
+                data = self.said(item)
+            except EngineError as error:
                 yield self.reply.fail(error)
                 return
             if data:
@@ -121,16 +123,21 @@ class Exchange:
             if isinstance(item, Ended):
                 return
 
-    def _said(self, item: Item) -> bytes:
-        match item:
-            case Chunk():
-                return self.reply.feed(item)
-            case Read():
-                return item.data if self.passive else b"".join(map(self.reply.feed, item.chunks))
-            case Ended():
-                return self._last(item)
-            case _:
-                raise AssertionError("a stream begins once")
+    def said(self, item: Item) -> bytes:
+        """What `item` is to the client. Raises EngineError when its dialect cannot say it; the session ends with it."""
+        try:
+            match item:
+                case Chunk():
+                    return self.reply.feed(item)
+                case Read():
+                    return item.data if self.passive else b"".join(map(self.reply.feed, item.chunks))
+                case Ended():
+                    return self._last(item)
+                case _:
+                    raise AssertionError("a stream begins once")
+        except EngineError as error:
+            self.session.stop(EndReason.ERROR, error)
+            raise
 
     def _last(self, ended: Ended) -> bytes:
         if self.passive:
@@ -178,7 +185,7 @@ async def answer(
         return refusal(dialect.error_body, error)
 
 
-def refusal(error_body: Callable[[EngineError], bytes], error: EngineError) -> Response:
+def refusal(error_body: ErrorBody, error: EngineError) -> Response:
     """A whole answer that says why not."""
     headers = {"retry-after": str(error.details["retry_after_s"])} if "retry_after_s" in error.details else {}
     return Response(error_body(error), status=error.status, content_type="application/json", headers=headers)
@@ -280,18 +287,31 @@ async def _whole(exchange: Exchange, first: Begun) -> Response:
     """One body. What goes wrong on the way still has a status."""
     body = bytearray()
     while not isinstance(item := await exchange.line.next(), Ended):
-        if isinstance(item, Read) and exchange.passive:
-            body += item.data
-        else:
-            for chunk in item.chunks if isinstance(item, Read) else (item,):
-                assert isinstance(chunk, Chunk)
-                body += exchange.reply.feed(chunk)
+        body += exchange.said(item)
     broken = not exchange.line.whole if exchange.passive else item.end is None and item.reason is not EndReason.ABORTED
     if broken:
         raise failure_of(item)
-    body += exchange._last(item)
+    body += exchange.said(item)
     content_type = first.content_type if exchange.passive and first.content_type else exchange.reply.content_type
     return Response(bytes(body), content_type=content_type, headers=exchange.headers())
+
+
+async def explained(error_body: ErrorBody, call: Awaitable[Response]) -> Response:
+    """The response to a call that is no answer with text; a refusal is in its dialect too."""
+    try:
+        return await call
+    except EngineError as error:
+        return refusal(error_body, error)
+
+
+async def embed(engine: Engine, name: str, asked: EmbedRequest) -> tuple[Embeddings, float | None]:
+    """Vectors by the model that the client calls `name`, and what loading it took in ms (null: nobody can tell). Raises
+    InvalidRequest when its runtime makes none."""
+    model = await resolve(engine, name)
+    if not isinstance(model.runtime, Embedder):
+        raise InvalidRequest(f"{model.name} runs in {model.runtime.name}, which makes no embeddings")
+    async with engine.pool.lease(model, tell_of(engine, model)) as grant:
+        return await model.runtime.embed(attrs.evolve(asked, model=model.info.name)), grant.load_ms
 
 
 def _gives_none(model: ModelRef) -> bool:

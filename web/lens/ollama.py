@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
 
@@ -16,15 +15,15 @@ import attrs
 from quart import Blueprint, Response, request
 
 from actors.catalog import ModelRef
-from engine.domain.errors import EngineError, Forbidden, InvalidRequest
+from engine.domain.errors import Forbidden
 from engine.domain.generation import Dialect, Origin
 from engine.domain.models import ModelInfo, ModelState
-from engine.domain.runtime import Embedder, Forwarder, ForwardRequest
+from engine.domain.runtime import Forwarder, ForwardRequest, OllamaServer, Residence
 from transport.wire.dialects import ollama as dialect
 from transport.wire.dialects import ollama_show as listing
 from transport.wire.dialects.reply import Asked, ReplyFacts
 from web.handles import Engine
-from web.lens.flow import UNLOAD, answer, is_passive, look_up, refusal, resolve, tell_of
+from web.lens.flow import UNLOAD, answer, embed, explained, is_passive, look_up, refusal, tell_of
 
 MANAGEMENT: Final = (
     ("POST", "/api/create"),
@@ -51,12 +50,11 @@ def blueprint(engine: Engine) -> Blueprint:
 
     @routes.get("/api/ps")
     async def ps() -> Response:
-        await engine.catalog.refresh()
-        return Response(listing.ps(_resident(engine)), content_type=JSON)
+        return await explained(dialect.error_body, _ps(engine))
 
     @routes.post("/api/show")
     async def show() -> Response:
-        return await _explained(lambda: _show(engine))
+        return await explained(dialect.error_body, _show(engine))
 
     @routes.post("/api/generate")
     @routes.post("/api/chat")
@@ -65,8 +63,8 @@ def blueprint(engine: Engine) -> Blueprint:
 
     @routes.post("/api/embed")
     @routes.post("/api/embeddings")
-    async def embed() -> Response:
-        return await _explained(lambda: _embed(engine))
+    async def embeddings() -> Response:
+        return await explained(dialect.error_body, _embed(engine))
 
     async def refused(**_: str) -> Response:
         error = Forbidden("calls that change what is installed are not served here; ask Ollama itself")
@@ -77,45 +75,51 @@ def blueprint(engine: Engine) -> Blueprint:
     return routes
 
 
-async def _explained(call: Callable[[], Awaitable[Response]]) -> Response:
-    try:
-        return await call()
-    except EngineError as error:
-        return refusal(dialect.error_body, error)
-
-
 def _public(model: ModelRef) -> ModelInfo:
     return attrs.evolve(model.info, name=model.name)
 
 
-def _resident(engine: Engine) -> list[listing.Resident]:
+async def _resident(engine: Engine) -> list[listing.Resident]:
+    """What is in memory, with what each runtime knows of it: an Ollama its own, the built-in models use no GPU."""
+    running = {
+        name: await runtime.running()
+        for name, runtime in engine.catalog.runtimes.items()
+        if isinstance(runtime, OllamaServer) and (probe := engine.catalog.probes.get(name)) is not None and probe.up
+    }
     found = []
     for model in engine.catalog.models:
         status = engine.pool.pool.status(model.name)
-        if status.state is ModelState.READY:
-            found.append(listing.Resident(_public(model), status.resident_bytes))
+        if status.state is not ModelState.READY:
+            continue
+        vram_bytes = 0 if model.runtime.kind == "embedded" else None
+        told = running.get(model.runtime.name, {}).get(model.info.name, Residence(vram_bytes, None, None))
+        found.append(
+            listing.Resident(
+                _public(model), status.resident_bytes, told.vram_bytes, told.expires_at, told.context_length
+            )
+        )
     return found
+
+
+async def _ps(engine: Engine) -> Response:
+    await engine.catalog.refresh()
+    return Response(listing.ps(await _resident(engine)), content_type=JSON)
 
 
 async def _show(engine: Engine) -> Response:
     asked = listing.parse_show(await _body())
     model = await look_up(engine, asked.model)
-    show_raw = getattr(model.runtime, "show_raw", None)
-    if show_raw is not None and Dialect.OLLAMA in getattr(model.runtime, "dialects", ()):
-        return Response(await show_raw(model.info.name, verbose=asked.verbose), content_type=JSON)
+    if isinstance(model.runtime, OllamaServer):
+        return Response(await model.runtime.show_raw(model.info.name, verbose=asked.verbose), content_type=JSON)
     return Response(listing.show(_public(model)), content_type=JSON)
 
 
 async def _embed(engine: Engine) -> Response:
     began_us = engine.clock()
     asked = listing.parse_embed(request.path, await _body())
-    model = await resolve(engine, asked.model)
-    if not isinstance(model.runtime, Embedder):
-        raise InvalidRequest(f"{model.name} runs in {model.runtime.name}, which makes no embeddings")
-    async with engine.pool.lease(model, tell_of(engine, model)) as grant:
-        found = await model.runtime.embed(attrs.evolve(asked.request, model=model.info.name))
+    found, load_ms = await embed(engine, asked.model, asked.request)
     total_ms = (engine.clock() - began_us) / 1000
-    return Response(listing.embed_body(asked, found, total_ms=total_ms, load_ms=grant.load_ms), content_type=JSON)
+    return Response(listing.embed_body(asked, found, total_ms=total_ms, load_ms=load_ms), content_type=JSON)
 
 
 def _prepared(engine: Engine, asked: Asked) -> Asked:

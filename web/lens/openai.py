@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from typing import Final
 
-import attrs
 from quart import Blueprint, Response, request
 
-from engine.domain.errors import EngineError, InvalidRequest
 from engine.domain.generation import Origin
-from engine.domain.runtime import Embedder
 from transport.wire.dialects import openai as dialect
 from transport.wire.dialects import openai_models as listing
 from web.handles import Engine
-from web.lens.flow import answer, look_up, refusal, resolve, tell_of
+from web.lens.flow import answer, embed, explained, look_up
 
 JSON: Final = "application/json"
 
@@ -30,7 +26,7 @@ def blueprint(engine: Engine) -> Blueprint:
 
     @routes.get("/v1/models/<path:name>")
     async def model(name: str) -> Response:
-        return await _explained(lambda: _model(engine, name))
+        return await explained(dialect.error_body, _model(engine, name))
 
     @routes.post("/v1/chat/completions")
     @routes.post("/v1/completions")
@@ -40,16 +36,9 @@ def blueprint(engine: Engine) -> Blueprint:
 
     @routes.post("/v1/embeddings")
     async def embeddings() -> Response:
-        return await _explained(lambda: _embed(engine))
+        return await explained(dialect.error_body, _embed(engine))
 
     return routes
-
-
-async def _explained(call: Callable[[], Awaitable[Response]]) -> Response:
-    try:
-        return await call()
-    except EngineError as error:
-        return refusal(dialect.error_body, error)
 
 
 async def _model(engine: Engine, name: str) -> Response:
@@ -61,9 +50,5 @@ async def _embed(engine: Engine) -> Response:
     body = await request.get_data(as_text=False)
     assert isinstance(body, bytes)
     asked = listing.parse_embeddings(body)
-    model = await resolve(engine, asked.model)
-    if not isinstance(model.runtime, Embedder):
-        raise InvalidRequest(f"{model.name} runs in {model.runtime.name}, which makes no embeddings")
-    async with engine.pool.lease(model, tell_of(engine, model)):
-        found = await model.runtime.embed(attrs.evolve(asked.request, model=model.info.name))
+    found, _ = await embed(engine, asked.model, asked.request)
     return Response(listing.embeddings_body(asked, found), content_type=JSON)

@@ -87,7 +87,10 @@ export class Composer {
 
   async submit() {
     const prompt = this.prompt.value;
-    if (this.run.disabled) return;
+    if (this.run.disabled) {
+      if (!this.sending) this._refuse(new api.ApiError("NOT_READY", "The page is not connected to the engine yet, or there is no model to ask; try again in a moment."));
+      return;
+    }
     if (!prompt.trim()) {
       this.prompt.focus();
       return;

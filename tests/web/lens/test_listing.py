@@ -8,10 +8,19 @@ import trio
 from engine.domain.errors import ModelLoadFailed
 from engine.settings import LensSettings, Settings
 from tests.fakes.api import HOST, running_api
+from tests.fakes.forwarding import ListeningOllama
 from tests.fakes.http_server import serving
 from tests.fakes.network import http_head, read_answer
 from tests.fakes.runtime import ScriptedRuntime, words
 from tests.web.lens.ways import OLLAMA_CHAT, OLLAMA_GENERATE
+
+RUNNING = {
+    "name": "m:latest",
+    "size": 2000,
+    "size_vram": 1500,
+    "expires_at": "2026-11-20T10:00:00.123456789+01:00",
+    "context_length": 4096,
+}
 
 ALIASED = Settings(lens=LensSettings(aliases={"gpt-4o-mini": "b"}))
 
@@ -108,7 +117,15 @@ async def test_ps_lists_what_is_in_memory_and_only_that(autojump_clock):
         await api.post("/api/chat", OLLAMA_CHAT.body())
         listed = (await api.get("/api/ps")).json["models"]
         assert [(model["name"], model["size"]) for model in listed] == [("a", 1000)]
-        assert set(listed[0]) >= {"model", "digest", "details", "expires_at", "size_vram"}
+        assert set(listed[0]) >= {"model", "digest", "details"}
+        assert "size_vram" not in listed[0]  # its runtime says nothing of it
+
+
+async def test_ps_says_of_a_model_in_an_ollama_what_that_says(autojump_clock):
+    upstream = ListeningOllama(running=[RUNNING])
+    async with running_api(upstream.runtime) as api:
+        listed = (await api.get("/api/ps")).json["models"]
+        assert [{name: model[name] for name in RUNNING} for model in listed] == [RUNNING]
 
 
 @pytest.mark.parametrize("stream", [False, True, None])

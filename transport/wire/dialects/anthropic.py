@@ -27,7 +27,6 @@ from engine.domain.errors import InternalError, InvalidRequest
 from engine.domain.generation import Dialect, GenerationRequest, Message, Parameters, Tool, ToolCall
 from transport.wire.commands import misfit
 from transport.wire.dialects.anthropic_reply import (
-    PING,
     CountReply,
     StreamReply,
     Wanted,
@@ -42,7 +41,6 @@ __all__ = [
     "COUNT_PATH",
     "MESSAGES_PATH",
     "NATIVE_PATHS",
-    "PING",
     "count_body",
     "error_body",
     "forward_body",

@@ -25,7 +25,6 @@ from transport.wire.dialects.reply import ReplyEnd, ReplyFacts
 
 ANSWER_CHARS_MAX: Final = 64 << 20  # far more than any context holds; whole answers and unfinished calls stay in memory
 INVALID_JSON: Final = "INVALID_JSON"  # the dialect's own key for arguments that are no JSON object
-PING: Final = b'event: ping\ndata: {"type":"ping"}\n\n'  # keeps a silent stream alive; anywhere between two events
 
 _STOP_REASONS: Final = {
     EndReason.FINISHED: "end_turn",

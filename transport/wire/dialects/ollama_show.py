@@ -7,7 +7,6 @@ characters without looking, and take models with the same digest for one model.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Final
 
@@ -16,7 +15,6 @@ import msgspec
 
 from engine.domain.errors import NotFound
 from engine.domain.models import Capability, ModelInfo
-from engine.domain.pull import PullProgress
 from engine.domain.runtime import Embeddings, EmbedRequest
 from transport.wire.dialects.ollama_records import nanoseconds
 from transport.wire.dialects.ollama_request import ModelName, Number, decode, keep_alive, model_name
@@ -26,6 +24,7 @@ EMBED: Final = "/api/embed"
 EMBEDDINGS: Final = "/api/embeddings"
 TIME_ZERO: Final = "0001-01-01T00:00:00Z"
 NEVER: Final = "2319-01-01T00:00:00Z"  # what Ollama writes for "for ever" is in that year
+UNKNOWN_DIGEST: Final = "0" * 64
 DIMENSIONS_MAX: Final = 65_536
 
 _DETAILS: Final = ("parent_model", "format", "family", "families", "parameter_size", "quantization_level")
@@ -34,12 +33,14 @@ _SIZES: Final = ("context_length", "embedding_length")
 
 @attrs.frozen
 class Resident:
-    """A model in memory. `vram_bytes` is the part on a GPU, `expires_at` RFC 3339 (null: no time takes it out)."""
+    """A model in memory. `vram_bytes` is the part on a GPU (null: not known), `expires_at` is RFC 3339 (null: no time
+    takes it out), `context_length` in tokens (null: what the model was made for)."""
 
     info: ModelInfo
     size_bytes: int | None = None
     vram_bytes: int | None = None
     expires_at: str | None = None
+    context_length: int | None = None
 
 
 @attrs.frozen
@@ -59,15 +60,6 @@ class ShowAsked:
     verbose: bool
 
 
-@attrs.frozen
-class PullAsked:
-    """`insecure` asks for a registry without TLS."""
-
-    model: str
-    stream: bool
-    insecure: bool
-
-
 # ── lists ──
 
 
@@ -78,7 +70,7 @@ def tags(models: Iterable[ModelInfo]) -> bytes:
             "name": info.name,
             "model": info.name,
             "modified_at": info.modified_at or TIME_ZERO,
-            "size": info.size_bytes or 0,
+            **_known(size=info.size_bytes),
             "digest": _digest(info),
             "details": _details(info) | {name: info.details[name] for name in _SIZES if info.details.get(name)},
             "capabilities": _capabilities(info),
@@ -94,12 +86,14 @@ def ps(models: Iterable[Resident]) -> bytes:
         {
             "name": model.info.name,
             "model": model.info.name,
-            "size": model.size_bytes or 0,
+            **_known(size=model.size_bytes),
             "digest": _digest(model.info),
             "details": _details(model.info),
             "expires_at": model.expires_at or NEVER,
-            "size_vram": model.vram_bytes or 0,
-            "context_length": model.info.details.get("context_length") or 0,
+            **_known(
+                size_vram=model.vram_bytes,
+                context_length=model.context_length or model.info.details.get("context_length"),
+            ),
         }
         for model in models
     ]
@@ -140,33 +134,6 @@ def show(info: ModelInfo, *, template: str = "", system: str = "", license_text:
         "capabilities": _capabilities(info),
         "modified_at": info.modified_at or TIME_ZERO,
     }
-    return msgspec.json.encode(body)
-
-
-# ── pull ──
-
-
-class _Pull(msgspec.Struct):
-    model: ModelName | None = None
-    name: ModelName | None = None
-    stream: bool | None = None
-    insecure: bool | None = None
-
-
-def parse_pull(body: bytes) -> PullAsked:
-    """`POST /api/pull`. Raises InvalidRequest."""
-    asked = decode(body, _pull_decoder)
-    return PullAsked(model_name(asked.model, asked.name), asked.stream is not False, bool(asked.insecure))
-
-
-def pull_progress(model: str, progress: PullProgress) -> bytes:
-    """One step of a download, without its LF; the last one has the status `success`. Steps with counts have a `digest`,
-    by which clients keep their bars apart: one for the whole download."""
-    body: dict[str, Any] = {"status": progress.status}
-    if progress.total_bytes:
-        body |= {"digest": f"sha256:{_hash(model)}", "total": progress.total_bytes}
-        if progress.completed_bytes:
-            body["completed"] = progress.completed_bytes
     return msgspec.json.encode(body)
 
 
@@ -223,12 +190,16 @@ def embed_body(
 
 
 _show_decoder: Final = msgspec.json.Decoder(_Show)
-_pull_decoder: Final = msgspec.json.Decoder(_Pull)
 _embed_decoder: Final = msgspec.json.Decoder(_Embed)
 _embed_one_decoder: Final = msgspec.json.Decoder(_EmbedOne)
 
 
 # ── what is known of a model ──
+
+
+def _known(**numbers: int | None) -> dict[str, int]:
+    """Those that somebody measured. A zero would be taken for one of them."""
+    return {name: number for name, number in numbers.items() if number is not None}
 
 
 def _details(info: ModelInfo) -> dict[str, Any]:
@@ -247,8 +218,5 @@ def _capabilities(info: ModelInfo) -> list[str]:
 
 
 def _digest(info: ModelInfo) -> str:
-    return info.digest or _hash(f"{info.runtime}/{info.name}")
-
-
-def _hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
+    """64 zeros where the runtime states none: clients cut it to length, and no file has this one."""
+    return info.digest or UNKNOWN_DIGEST

@@ -54,7 +54,7 @@ class ReplyFacts:
 @attrs.frozen
 class ReplyEnd:
     """How a generation went. `tokens` is our own count; times in ms, null where there was nothing to measure:
-    `prompt_ms` until the first token (without the load), `generation_ms` from the first token to the last."""
+    `prompt_ms` from having the model to the first token, `generation_ms` from that to the last one."""
 
     end: GenerationEnd
     tokens: int

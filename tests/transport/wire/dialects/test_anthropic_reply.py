@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from engine.domain.errors import InvalidRequest, UpstreamProtocolError, UpstreamTruncated
 from engine.domain.generation import Chunk, EndReason, GenerationEnd, TokenKind, ToolCallPart
 from transport.wire.dialects import anthropic, anthropic_reply
-from transport.wire.dialects.anthropic import COUNT_PATH, MESSAGES_PATH, PING
+from transport.wire.dialects.anthropic import COUNT_PATH, MESSAGES_PATH
 from transport.wire.dialects.reply import Reply, ReplyEnd, ReplyFacts
 
 CAPTURE = Path(__file__).parents[3] / "fixtures" / "ollama" / "anthropic-think-tools.txt"
@@ -149,7 +149,6 @@ def test_bytes_of_a_stream() -> None:
         '"usage":{"input_tokens":7,"output_tokens":3}}\n\n'
         'event: message_stop\ndata: {"type":"message_stop"}\n\n'
     )
-    assert events(PING) == [{"type": "ping"}]
 
 
 def test_a_whole_message() -> None:

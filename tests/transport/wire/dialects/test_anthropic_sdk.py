@@ -57,8 +57,8 @@ class Server:
         reply = dialect.reply_for(self.asked, False, ReplyFacts("1", 0.0, self.asked.model))
         sent = [reply.feed(chunk) for chunk in self.chunks[: self.at or None]]
         if reply.content_type == "text/event-stream":
-            sent.insert(0, dialect.PING)
-            sent.insert(3, dialect.PING)
+            for at in (0, 3):
+                sent.insert(at, b": keep-alive\n\n")  # what keeps a silent stream alive
         end = ReplyEnd(GenerationEnd(EndReason.FINISHED, 21, 8), 8, 1.0, None, None, None)
         sent.append(reply.fail(self.fault) if self.fault else reply.finish(end))
         return httpx2.Response(200, headers={"content-type": reply.content_type}, content=b"".join(sent))
