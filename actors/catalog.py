@@ -6,7 +6,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import attrs
 import trio
@@ -15,6 +15,10 @@ from engine.domain.errors import EngineError, InvalidRequest, ModelNotFound
 from engine.domain.generation import Clock
 from engine.domain.models import ModelInfo, Probe, is_model_name
 from engine.domain.runtime import Runtime
+from policies.council import CouncilSpec
+
+if TYPE_CHECKING:
+    from actors.councils import Councils
 
 logger = logging.getLogger("wf.catalog")
 
@@ -29,10 +33,26 @@ class ModelRef:
     name: str
     runtime: Runtime
     info: ModelInfo
+    seats: Seats | None = None  # of a council, which is a model to whoever asks it
 
     @property
     def synthetic(self) -> bool:
-        return self.runtime.kind == "synthetic"
+        members = (self,) if self.seats is None else self.seats.members
+        return any(model.runtime.kind == "synthetic" for model in members)
+
+
+@attrs.frozen
+class Seats:
+    """Who is in a council. `dropped` were asked for and left out; `celebrates`: tier and level show resonance;
+    `reason` says why it is smaller than it might be."""
+
+    spec: CouncilSpec
+    mode: str  # council | turbo
+    members: tuple[ModelRef, ...]
+    dropped: tuple[str, ...] = ()
+    judge: ModelRef | None = None
+    celebrates: bool = False
+    reason: str | None = None
 
 
 @attrs.frozen
@@ -63,6 +83,7 @@ class Catalog:
     clock: Clock
     seen: Callable[[Residency], None] = lambda _: None
     starting: Callable[[], bool] = lambda: False  # a runtime of ours is on its way up
+    councils: Councils | None = None  # models that are several; given once there are models to sit in them
     models: tuple[ModelRef, ...] = ()
     probes: dict[str, Probe] = attrs.field(factory=dict)
     asked: trio.Event = attrs.field(factory=trio.Event)  # set once every runtime has been asked
@@ -130,10 +151,16 @@ class Catalog:
             await self.refresh()
             return self.find(name)
 
+    def listed(self, name: str) -> ModelRef | None:
+        """The model with exactly this public name, None when no runtime has it now."""
+        return next((model for model in self.models if model.name == name), None)
+
     def find(self, name: str) -> ModelRef:
         """The model called `name`; a tag left out means `:latest`, as people type it.
 
         Raises InvalidRequest for a name outside the grammar, ModelNotFound otherwise."""
+        if self.councils is not None and (council := self.councils.find(name)) is not None:
+            return council
         if not is_model_name(name):
             raise InvalidRequest(
                 "model: not a model name (letters, digits, `._-`, at most three parts with `/`, one `:tag`)"

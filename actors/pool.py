@@ -7,96 +7,68 @@ shown and used as it is, and one that its runtime let go of is forgotten.
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 
 import attrs
 import trio
 
 from actors.catalog import ModelRef, Residency
-from actors.kernel import Inlet, Outlet, Reply
-from actors.lease import RETRY_AFTER_S, Grant, Lease, Reconcile, Release, RunnerOptions, Unload
-from engine.domain.errors import (
-    EngineError,
-    InternalError,
-    ModelLoadFailed,
-    ModelLoadTimeout,
-    Overloaded,
-    SessionConflict,
-    UpstreamTimeout,
+from actors.kernel import Inlet, Outlet
+from actors.lease import (
+    RETRY_AFTER_S,
+    Grant,
+    Lease,
+    LeaseSet,
+    News,
+    Reconcile,
+    Release,
+    Ticket,
+    Unload,
 )
+from actors.pool_decisions import DecisionLog, Kind, PoolCounters
+from actors.pool_memory import Entry, Memory, ModelStatus, Standing
+from actors.pool_moves import LoadDone, UnloadDone, load, unload
+from engine.domain.errors import EngineError, ModelLoadFailed, Overloaded, SessionConflict
 from engine.domain.events import ModelChanged, SessionSignal
 from engine.domain.generation import Clock
 from engine.domain.models import Loaded, ModelState
-from policies.admission import Admit, PoolCaps, Slot, Wait, admit
+from policies.admission import Admit, Numbers, PoolCaps, Refuse, Wait, admit, beyond, figures_of, plan_waves
+from policies.eviction import Slot
+from policies.waiting import Paces, estimated_wait_ms
 
 LET_GO: Final = "its runtime let go of it"
-
-logger = logging.getLogger("wf.pool")
-
-
-@attrs.frozen
-class ModelStatus:
-    """A model as the pool sees it. `last_used_us` is null before its first use."""
-
-    state: ModelState
-    resident_bytes: int | None
-    leases: int
-    last_used_us: int | None
-
-
-@attrs.define
-class PoolCounters:
-    """Since the start. `lost`: models that a runtime dropped by itself; `reloads`: loaded again for a request although
-    they were in memory."""
-
-    loads: int = 0
-    evictions: int = 0
-    lost: int = 0
-    reloads: int = 0
+NO_FREE_ROOM: Final = "there is no free room for it now"
+OVERTAKEN_MAX: Final = 16  # so often may others be served before the one who waits longest; then they wait too
+OVERTAKEN: Final = "somebody who came before has waited long enough"
 
 
 @attrs.frozen
-class _LoadDone:
-    model: str
-    loaded: Loaded | None
-    cold: bool | None
-    error: EngineError | None
+class _Wake:
+    """A model has cooled down."""
 
-
-@attrs.frozen
-class _UnloadDone:
-    model: str
-    freed_bytes: int
-    error: EngineError | None
-
-
-Command = Lease | Release | Unload | Reconcile | _LoadDone | _UnloadDone
+    at_us: int
 
 
 @attrs.define(eq=False)
-class _Entry:
-    ref: ModelRef
-    state: ModelState = ModelState.LOADING
-    loaded: Loaded | None = None
-    cold: bool | None = None  # its load found it out of memory
-    options: RunnerOptions | None = None  # of the last request
-    leases: int = 0
-    last_used_us: int = 0
-    used: bool = False
-    evicted: tuple[str, ...] = ()
-    room_for: set[str] = attrs.field(factory=set)  # models that must be out before its load may begin
-    pinned: bool = False
-    waiting: list[Lease] = attrs.field(factory=list)  # for the load to end
-    unloads: list[Reply[int]] = attrs.field(factory=list)
+class _Look:
+    """What the queue is judged by: the models, the streams that hold or will hold one, and for how long the running
+    leases have lasted. `full`: no further stream may run, so nobody who wants one need be judged again."""
+
+    slots: list[Slot]
+    streams: int
+    running_ms: list[float]
+    full: Wait | None = None
+
+
+Command = LeaseSet | Release | Unload | Reconcile | LoadDone | UnloadDone | _Wake
 
 
 def mailbox_capacity(caps: PoolCaps, callers_max: int) -> int:
     """Room for every command that can be outstanding, so that a release in a `finally` never finds the box full: a
-    lease and a release per stream, a load or unload per caller, one look at what the runtimes said, and the completions
-    of the pool's own tasks."""
-    return 2 * (caps.streams_max + caps.queued_max) + callers_max + 1 + 2 * caps.loaded_models_max
+    lease and a release per stream, a load or unload per caller, one look at what the runtimes said, one prefetch, and
+    the completions of the pool's own tasks."""
+    return 2 * (caps.streams_max + caps.queued_max) + callers_max + 2 + 3 * caps.loaded_models_max
 
 
 @attrs.define(eq=False)
@@ -107,14 +79,18 @@ class ModelPool:
     clock: Clock
     load_timeout_s: float
     news: Outlet[SessionSignal]  # of models that move without a session; lossy: /models has the state
+    listed: Callable[[str], ModelRef | None] = lambda _: None  # a model by its public name, from the catalog
     counters: PoolCounters = attrs.field(factory=PoolCounters)
-    _entries: dict[str, _Entry] = attrs.field(factory=dict)
-    _queue: list[Lease] = attrs.field(factory=list)
-    _failures: dict[str, str] = attrs.field(factory=dict)
-    _said: dict[str, Residency] = attrs.field(factory=dict)  # by the runtimes, the newest of each
+    decisions: DecisionLog = attrs.field(factory=DecisionLog)
+    paces: Paces = attrs.field(factory=Paces)
+    memory: Memory = attrs.field(init=False)
+    _queue: list[LeaseSet] = attrs.field(factory=list)
     _reconciling: bool = False
-    _moved_us: dict[str, int] = attrs.field(factory=dict)  # by runtime: when we last moved a model of it
+    _alarm_us: int | None = None
     _nursery: trio.Nursery | None = None
+
+    def __attrs_post_init__(self) -> None:
+        self.memory = Memory(self.caps, self.clock, lambda name: self.listed(name))
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Until cancelled. Loads in flight are cancelled with it."""
@@ -130,117 +106,188 @@ class ModelPool:
     def _dismiss(self) -> None:
         """On the way out: whoever still waits is told, and waits no more."""
         error = Overloaded("the engine is stopping", retry_after_s=RETRY_AFTER_S)
-        for entry in self._entries.values():
+        for entry in self.memory.entries.values():
             for lease in entry.waiting:
                 lease.ticket.fail(error)
             for reply in entry.unloads:
                 reply.fail(error)
-        for lease in self._queue:
-            lease.ticket.fail(error)
+        for asked in self._queue:
+            asked.refuse(error)
 
     # ── reads, between two awaits of anybody ──
 
     def status(self, model: str) -> ModelStatus:
-        entry = self._entries.get(model)
-        if entry is None:
-            for said in self._said.values():
-                if model in said.models:  # somebody else loaded it
-                    return ModelStatus(ModelState.READY, said.models[model], 0, None)
-            state = ModelState.FAILED if model in self._failures else ModelState.ABSENT
-            return ModelStatus(state, 0, 0, None)
-        resident = 0 if entry.loaded is None else entry.loaded.resident_bytes
-        return ModelStatus(entry.state, resident, entry.leases, entry.last_used_us if entry.used else None)
+        return self.memory.status(model)
 
     @property
     def resident_bytes(self) -> int:
         """Of the models whose runtime says their size, ours and those that others loaded."""
-        names = {*self._entries, *(name for said in self._said.values() for name in said.models)}
-        return sum(self.status(name).resident_bytes or 0 for name in names)
+        return self.memory.resident_bytes
 
     @property
     def queued(self) -> int:
-        return sum(not lease.ticket.abandoned for lease in self._queue)
+        return sum(not asked.abandoned for asked in self._queue)
 
     @property
     def streams(self) -> int:
         """Streams that hold a model, or will as soon as it is loaded."""
-        return sum(slot.leases for slot in self._slots())
+        return self.memory.streams
+
+    @property
+    def busy(self) -> bool:
+        """Somebody uses a model or waits for one, or one is on its way in or out."""
+        moving = (ModelState.LOADING, ModelState.UNLOADING)
+        return bool(self._queue) or any(e.leases or e.state in moving for e in self.memory.entries.values())
+
+    def waiting(self, model: str) -> list[News]:
+        """What those in the queue for it were last told, in the order of their places."""
+        tickets = [lease.ticket for asked in self._queue for lease in asked.leases if lease.model.name == model]
+        return [ticket.news for ticket in tickets if ticket.news is not None and not ticket.abandoned]
+
+    def standing(self, model: ModelRef) -> Standing:
+        """Where one model stands, and what would happen if one stream asked for it now."""
+        return self.memory.standing(model)
+
+    def plan(self, models: Sequence[ModelRef]) -> tuple[tuple[ModelRef, ...], ...]:
+        """See `PoolHandle.plan`."""
+        leases = [Lease(model, True, Ticket()) for model in models]
+        waves = plan_waves(self.memory.wanted(leases), self.memory.slots(), self.caps)
+        if isinstance(waves, Refuse):
+            raise waves.error
+        return tuple(tuple(model for model in models if model.name in wave) for wave in waves)
 
     # ── commands, one at a time; nothing below awaits ──
 
     def _handle(self, command: Command) -> None:
         match command:
-            case Lease():
-                self._queue = [lease for lease in self._queue if not lease.ticket.abandoned]
-                if len(self._queue) >= self.caps.queued_max:
-                    command.ticket.fail(
-                        Overloaded(
-                            f"{self.caps.queued_max} requests are waiting already",
-                            limit=self.caps.queued_max,
-                            retry_after_s=RETRY_AFTER_S,
-                        )
-                    )
-                else:
-                    self._queue.append(command)
-            case Release(model=model):
-                self._entries[model].leases -= 1
-                self._entries[model].last_used_us = self.clock()
+            case LeaseSet():
+                self._enqueue(command)
+            case Release(model=model, ticket=ticket):
+                self._release(model, ticket)
             case Unload():
                 self._unload(command)
             case Reconcile():
                 self._reconcile()
-            case _LoadDone():
+            case LoadDone():
                 self._load_done(command)
-            case _UnloadDone():
+            case UnloadDone():
                 self._unload_done(command)
+            case _Wake(at_us=at_us) if at_us == self._alarm_us:
+                self._alarm_us = None
         self._serve_queue()
 
+    def _enqueue(self, asked: LeaseSet) -> None:
+        self._queue = [waiting for waiting in self._queue if not waiting.abandoned]
+        if asked.free_only:
+            if self.busy or not self._try(asked, self._look(), position=1):
+                asked.refuse(Overloaded(NO_FREE_ROOM, retry_after_s=RETRY_AFTER_S))
+        elif len(self._queue) >= self.caps.queued_max:
+            most = self.caps.queued_max
+            asked.refuse(Overloaded(f"{most} requests are waiting already", limit=most, retry_after_s=RETRY_AFTER_S))
+        else:
+            self._queue.append(asked)
+
     def _serve_queue(self) -> None:
-        """In order of arrival; one that must wait does not hold up one behind it that need not."""
-        waiting: list[Lease] = []
-        for lease in self._queue:
-            if lease.ticket.abandoned:
+        """In order of arrival; one that must wait does not hold up one behind it that need not, but only so often."""
+        if not self._queue:
+            return
+        waiting: list[LeaseSet] = []
+        look, closed = self._look(), False
+        for asked in self._queue:
+            if asked.abandoned:
                 continue
-            if not self._try(lease, position=len(waiting) + 1):
-                waiting.append(lease)
+            position = len(waiting) + 1
+            if closed:
+                self._note_waiting(asked, look, Wait(OVERTAKEN), position)
+            elif look.full is not None and asked.judged and asked.wants_streams:
+                self._note_waiting(asked, look, look.full, position)
+            elif self._try(asked, look, position):
+                for other in waiting:
+                    other.overtaken += 1
+                look = self._look()
+                continue
+            waiting.append(asked)
+            closed = closed or asked.overtaken >= OVERTAKEN_MAX
         self._queue = waiting
 
-    def _try(self, lease: Lease, position: int) -> bool:
-        name = lease.model.name
-        entry = self._entries.get(name)
-        if entry is not None and entry.state is ModelState.UNLOADING:
-            lease.ticket.note(ModelState.QUEUED, position, "the model is being unloaded")
-            return False
-        decision = admit(name, self._slots(), self.streams, self.caps)
-        if isinstance(decision, Wait) and lease.stream:
-            lease.ticket.note(ModelState.QUEUED, position, decision.reason)
-            return False
-        if entry is not None and entry.loaded is not None:
-            self._grant(entry, lease, after_load=False)
+    def _look(self) -> _Look:
+        now_us, entries = self.clock(), self.memory.entries.values()
+        running_ms = [(now_us - ticket.granted_us) / 1000 for entry in entries for ticket in entry.holders]
+        return _Look(self.memory.slots(), self.streams, running_ms)
+
+    def _try(self, asked: LeaseSet, look: _Look, position: int) -> bool:
+        """True when it need not wait (any more): it is served, or refused."""
+        asked.judged = True
+        leases = [lease for lease in asked.leases if not lease.ticket.settled]
+        for model in self.memory.wanted(leases):
+            if (error := beyond([model], look.slots, self.caps)) is not None:
+                self._refuse([lease for lease in leases if lease.model.name == model.model], error)
+                leases = [lease for lease in leases if lease.model.name != model.model]
+        if not leases:
             return True
-        if entry is None:
-            if isinstance(decision, Wait):
-                lease.ticket.note(ModelState.QUEUED, position, decision.reason)
+        decision = admit(self.memory.wanted(leases), look.slots, look.streams, self.caps, self.clock(), asked.hot)
+        match decision:
+            case Refuse(error=error):
+                self._refuse(leases, error)
+                asked.refuse(error)
+            case Wait():
+                if not asked.free_only:
+                    self._note_waiting(asked, look, decision, position)
+                if look.streams >= self.caps.streams_max and asked.wants_streams:
+                    look.full = decision
                 return False
-            entry = self._start_load(lease.model, decision)
-        lease.ticket.note(ModelState.LOADING, None, None)
-        entry.waiting.append(lease)
+            case Admit(evict=evict):
+                if asked.free_only and evict:
+                    return False
+                self._admit(asked, leases, evict)
         return True
 
-    def _slots(self) -> list[Slot]:
-        return [
-            Slot(
-                name,
-                entry.leases + sum(1 for lease in entry.waiting if lease.stream and not lease.ticket.abandoned),
-                entry.last_used_us,
-                loading=entry.state is ModelState.LOADING,
-                leaving=entry.state is ModelState.UNLOADING,
-                pinned=entry.pinned,
-            )
-            for name, entry in self._entries.items()
-        ]
+    def _admit(self, asked: LeaseSet, leases: Sequence[Lease], evict: tuple[str, ...]) -> None:
+        names = " and ".join(dict.fromkeys(lease.model.name for lease in leases))
+        for victim in evict:
+            self._evict(victim, f"to make room for {names}")
+        for lease in leases:
+            entry = self.memory.entries.get(lease.model.name)
+            if entry is not None and entry.loaded is not None:
+                self._grant(entry, lease, after_load=False)
+                continue
+            if entry is None:
+                entry, evict = self._start_load(lease.model, evict), ()
+                entry.prefetched = asked.free_only
+            lease.ticket.note(News(ModelState.LOADING))
+            entry.waiting.append(lease)
 
-    def _grant(self, entry: _Entry, lease: Lease, *, after_load: bool) -> None:
+    def _refuse(self, leases: Sequence[Lease], error: EngineError) -> None:
+        self.counters.refused += 1
+        numbers = figures_of(error)
+        for lease in leases:
+            lease.ticket.fail(error)
+            self.decisions.note(self.clock(), lease.model.name, Kind.REFUSED, error.message, numbers)
+
+    def _note_waiting(self, asked: LeaseSet, look: _Look, wait: Wait, position: int) -> None:
+        if wait.until_us is not None:
+            self._wake_at(wait.until_us)
+        wait_ms = self._estimate_ms(asked, look, wait, position)
+        news = News(ModelState.QUEUED, position, wait.reason, wait_ms)
+        for lease in asked.leases:
+            if lease.ticket.settled:
+                continue
+            if lease.ticket.note(news):
+                numbers: Numbers = {**wait.numbers, "position": position, "wait_ms": wait_ms}
+                self.decisions.note(self.clock(), lease.model.name, Kind.WAITING, wait.reason, numbers)
+
+    def _estimate_ms(self, asked: LeaseSet, look: _Look, wait: Wait, position: int) -> float | None:
+        loads = [
+            0.0 if self.status(lease.model.name).state is ModelState.READY else self.paces.load_ms(lease.model.name)
+            for lease in asked.leases
+        ]
+        load_ms = None if any(load is None for load in loads) else max(load or 0.0 for load in loads)
+        turn_ms = estimated_wait_ms(position, look.running_ms, self.paces.lease_ms, load_ms)
+        if wait.until_us is None or load_ms is None:
+            return turn_ms
+        return max(turn_ms or 0.0, (wait.until_us - self.clock()) / 1000 + load_ms)
+
+    def _grant(self, entry: Entry, lease: Lease, *, after_load: bool) -> None:
         assert entry.loaded is not None
         grant = Grant(
             model=entry.ref.name,
@@ -251,45 +298,89 @@ class ModelPool:
             options_before=entry.options,
         )
         entry.pinned |= lease.pin
+        now_us = self.clock()
         if lease.ticket.settle(grant) and lease.stream:
-            entry.leases += 1
+            lease.ticket.granted_us = now_us
+            entry.holders.add(lease.ticket)
             entry.used = True
             entry.options = lease.options
-        entry.last_used_us = self.clock()
+            trace = self.memory.trace(entry.ref.name)
+            trace.idle = False
+            trace.uses_us.append(now_us)
+        entry.last_used_us = now_us
 
-    def _start_load(self, model: ModelRef, decision: Admit) -> _Entry:
-        for victim in decision.evict:
-            self.counters.evictions += 1
-            self._tell(victim, ModelState.EVICTED, f"to make room for {model.name}")
-            self._start_unload(self._entries[victim])
-        self._failures.pop(model.name, None)
-        entry = self._entries[model.name] = _Entry(model, evicted=decision.evict)
-        if len(self._entries) > self.caps.loaded_models_max:
-            entry.room_for = {name for name, e in self._entries.items() if e.state is ModelState.UNLOADING}
+    def _release(self, model: str, ticket: Ticket) -> None:
+        entry = self.memory.entries[model]
+        entry.holders.remove(ticket)
+        entry.last_used_us = self.clock()
+        self.paces.saw_lease((entry.last_used_us - ticket.granted_us) / 1000)
+
+    # ── moving models ──
+
+    def _start_load(self, model: ModelRef, evicted: tuple[str, ...]) -> Entry:
+        self.memory.failures.pop(model.name, None)
+        entry = self.memory.entries[model.name] = Entry(model, evicted=evicted)
+        slots = [slot for slot in self.memory.slots() if slot.size_bytes is not None]
+        budget = self.caps.budget_bytes
+        over_budget = budget is not None and sum(slot.size_bytes or 0 for slot in slots) > budget
+        if len(slots) > self.caps.loaded_models_max or over_budget:
+            entry.room_for = {slot.model for slot in slots if slot.leaving}
         if not entry.room_for:
             self._spawn(self._load, model)
         return entry
 
-    def _load_done(self, done: _LoadDone) -> None:
-        entry = self._entries[done.model]
+    def _evict(self, model: str, reason: str) -> None:
+        entry = self.memory.entries.get(model)
+        if entry is None:  # somebody else loaded it
+            ref = self.listed(model)
+            if ref is None:
+                return
+            entry = self.memory.entries[model] = Entry(ref)
+        now_us = self.clock()
+        self.counters.evictions += 1
+        self.memory.trace(model).evicted_us = now_us
+        self.decisions.note(now_us, model, Kind.EVICTED, reason, {"resident_bytes": self.status(model).resident_bytes})
+        self._tell(model, ModelState.EVICTED, reason)
+        self._start_unload(entry)
+
+    def _load_done(self, done: LoadDone) -> None:
+        entry = self.memory.entries[done.model]
         waiting, entry.waiting = entry.waiting, []
-        self._moved_us[entry.ref.runtime.name] = self.clock()
+        now_us = self.clock()
+        self.memory.moved(entry)
         if done.loaded is None:
             error = done.error or ModelLoadFailed(f"{done.model} did not load")
-            del self._entries[done.model]
-            self._failures[done.model] = error.message
+            del self.memory.entries[done.model]
+            self.memory.failures[done.model] = error.message
+            self.decisions.note(now_us, done.model, Kind.LOAD_FAILED, error.message)
             for lease in waiting:
                 lease.ticket.fail(error)
             return
         entry.loaded, entry.state, entry.cold = done.loaded, ModelState.READY, done.cold
-        self.counters.loads += done.cold is not False
+        self.memory.told_size(entry)
+        if done.cold is False:
+            self.decisions.note(now_us, done.model, Kind.FOUND, "it was in memory already", _figures(done.loaded))
+        else:
+            self._loaded_cold(entry, done.loaded, now_us)
         for lease in waiting:
             self._grant(entry, lease, after_load=True)
 
+    def _loaded_cold(self, entry: Entry, loaded: Loaded, now_us: int) -> None:
+        name, entry.loaded_us = entry.ref.name, now_us
+        trace = self.memory.trace(name)
+        self.counters.loads += 1
+        self.counters.prefetches += entry.prefetched
+        if trace.evicted_us is not None and now_us - trace.evicted_us < self.caps.cooldown_us:
+            self.counters.thrashes += 1
+        if loaded.load_ms is not None:
+            self.paces.saw_load(name, loaded.load_ms)
+        kind = Kind.PREFETCHED if entry.prefetched else Kind.LOADED
+        self.decisions.note(now_us, name, kind, None, _figures(loaded))
+
     def _unload(self, command: Unload) -> None:
-        entry = self._entries.get(command.model.name)
+        entry = self.memory.entries.get(command.model.name)
         if entry is None:  # not ours, but it may be in its runtime's memory all the same
-            entry = self._entries[command.model.name] = _Entry(command.model)
+            entry = self.memory.entries[command.model.name] = Entry(command.model)
             entry.unloads.append(command.reply)
             self._start_unload(entry)
         elif entry.leases or entry.waiting or entry.state is ModelState.LOADING:
@@ -300,30 +391,30 @@ class ModelPool:
             entry.unloads.append(command.reply)
             self._start_unload(entry)
 
-    def _start_unload(self, entry: _Entry) -> None:
+    def _start_unload(self, entry: Entry) -> None:
         if entry.state is not ModelState.UNLOADING:
             entry.state = ModelState.UNLOADING
             self._spawn(self._free, entry.ref)
 
-    def _unload_done(self, done: _UnloadDone) -> None:
-        entry = self._entries.pop(done.model)
-        self._moved_us[entry.ref.runtime.name] = self.clock()
+    def _unload_done(self, done: UnloadDone) -> None:
+        entry = self.memory.entries.pop(done.model)
+        self.memory.moved(entry)
         if done.error is None:
-            for said in self._said.values():  # it was there when the runtime was asked, and is not any more
-                if said.runtime == entry.ref.runtime.name and done.model in said.models:
-                    models = {name: size for name, size in said.models.items() if name != done.model}
-                    self._said[said.runtime] = attrs.evolve(said, models=models)
-                    break
+            self.memory.forget_said(entry)
+            if entry.unloads:
+                self.memory.trace(done.model).idle = True
+                figures = {"freed_bytes": done.freed_bytes}
+                self.decisions.note(self.clock(), done.model, Kind.UNLOADED, "as was asked", figures)
         for reply in entry.unloads:
             reply.set(done.freed_bytes) if done.error is None else reply.fail(done.error)
         if done.error is not None and entry.loaded is not None:
             entry.state, entry.unloads = ModelState.READY, []  # as far as we know it is still there
-            self._entries[done.model] = entry
-        for waiting in [entry for entry in self._entries.values() if done.model in entry.room_for]:
+            self.memory.entries[done.model] = entry
+        for waiting in [entry for entry in self.memory.entries.values() if done.model in entry.room_for]:
             waiting.room_for.discard(done.model)
             if done.error is not None:  # no room was made; loading now would overcommit the machine
                 error = ModelLoadFailed(f"{done.model} could not be unloaded to make room for {waiting.ref.name}")
-                self._load_done(_LoadDone(waiting.ref.name, None, None, error))
+                self._load_done(LoadDone(waiting.ref.name, None, None, error))
             elif not waiting.room_for:
                 self._spawn(self._load, waiting.ref)
 
@@ -331,30 +422,21 @@ class ModelPool:
 
     def note_residency(self, residency: Residency) -> bool:
         """Keep it; True when a `Reconcile` has to be sent for it, False when one is on its way."""
-        held = self._said.get(residency.runtime)
-        if held is not None and residency.asked_us < held.asked_us:
+        if not self.memory.note(residency):
             return False
-        if residency.asked_us <= self._moved_us.get(residency.runtime, -1):
-            return False  # we moved a model since: its memory has changed
-        self._said[residency.runtime] = residency
         was, self._reconciling = self._reconciling, True
         return not was
 
     def _reconcile(self) -> None:
         """Idle models that are not in memory any more are forgotten; sizes are what they are now."""
         self._reconciling = False
-        for name, entry in list(self._entries.items()):
-            said = self._said.get(entry.ref.runtime.name)
-            if said is None or entry.state is not ModelState.READY or entry.loaded is None:
-                continue
-            if said.asked_us <= self._moved_us.get(said.runtime, -1):
-                continue
-            if name in said.models:
-                entry.loaded = attrs.evolve(entry.loaded, resident_bytes=said.models[name])
-            elif entry.leases == 0:
-                del self._entries[name]
-                self.counters.lost += 1
-                self._tell(name, ModelState.ABSENT, LET_GO)
+        for entry in self.memory.lost():
+            name = entry.ref.name
+            del self.memory.entries[name]
+            self.counters.lost += 1
+            self.memory.trace(name).idle = True
+            self.decisions.note(self.clock(), name, Kind.LOST, LET_GO)
+            self._tell(name, ModelState.ABSENT, LET_GO)
 
     def _tell(self, model: str, state: ModelState, reason: str) -> None:
         self.news.offer(ModelChanged(None, model, state, reason=reason))
@@ -365,35 +447,22 @@ class ModelPool:
         assert self._nursery is not None
         self._nursery.start_soon(task, model)
 
+    def _wake_at(self, at_us: int) -> None:
+        """Look at the queue again then; one alarm at a time, the earliest."""
+        if self._nursery is not None and (self._alarm_us is None or at_us < self._alarm_us):
+            self._alarm_us = at_us
+            self._nursery.start_soon(self._alarm, at_us)
+
+    async def _alarm(self, at_us: int) -> None:
+        await trio.sleep(max(0, at_us - self.clock()) / 1e6)
+        await self.commands.put(_Wake(at_us))
+
     async def _load(self, model: ModelRef) -> None:
-        loaded: Loaded | None = None
-        cold: bool | None = None
-        error: EngineError | None = None
-        try:
-            with trio.fail_after(self.load_timeout_s):
-                resident = await model.runtime.resident()
-                cold = None if resident is None else model.info.name not in resident
-                loaded = await model.runtime.load(model.info.name)
-        except trio.TooSlowError:
-            error = ModelLoadTimeout(f"{model.name} was not loaded within {self.load_timeout_s:g} s")
-        except EngineError as caught:
-            error = caught
-        except Exception as caught:
-            logger.error("loading %s failed: %s", model.name, type(caught).__name__, exc_info=caught)
-            error = ModelLoadFailed(f"{model.name} could not be loaded")
-        await self.commands.put(_LoadDone(model.name, loaded, cold, error))
+        await self.commands.put(await load(model, self.load_timeout_s))
 
     async def _free(self, model: ModelRef) -> None:
-        freed_bytes = 0
-        error: EngineError | None = None
-        try:
-            with trio.fail_after(self.load_timeout_s):
-                freed_bytes = await model.runtime.unload(model.info.name)
-        except trio.TooSlowError:
-            error = UpstreamTimeout(f"{model.name} was not unloaded within {self.load_timeout_s:g} s")
-        except EngineError as caught:
-            error = caught
-        except Exception as caught:
-            logger.error("unloading %s failed: %s", model.name, type(caught).__name__, exc_info=caught)
-            error = InternalError(f"{model.name} could not be unloaded")
-        await self.commands.put(_UnloadDone(model.name, freed_bytes, error))
+        await self.commands.put(await unload(model, self.load_timeout_s))
+
+
+def _figures(loaded: Loaded) -> Numbers:
+    return {"load_ms": loaded.load_ms, "resident_bytes": loaded.resident_bytes}

@@ -4,6 +4,7 @@ more; what is on disk by then stays there, and the next one goes on from it."""
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Final, Literal
 
@@ -25,8 +26,10 @@ from engine.domain.events import ModelChanged, SessionSignal
 from engine.domain.models import ModelState, is_model_name
 from engine.domain.pull import PullProgress
 from engine.domain.runtime import Puller
+from engine.domain.synthesis import CouncilMethod
 
 PULLS_MAX: Final = 4
+MISSING_MAX: Final = 8  # models one name can stand for: the members of a council, and its judge
 RETRY_AFTER_S: Final = 10
 NEWS_INTERVAL_S: Final = 0.25  # between two events about one download
 
@@ -107,15 +110,29 @@ class ModelPulls:
         caller asked for the model to be brought here, not just for an answer.
 
         Raises as Catalog.find does, with the command that downloads it, and as `bring`."""
-        try:
-            return await self.catalog.resolve(name)
-        except ModelNotFound as error:
-            if self.policy == "never" or self._puller(name) is None:
-                raise
-            if not (explicit or self.policy == "auto"):
-                raise ModelNotFound(f"{error.message}; `wf pull {name}` downloads it", **error.details) from None
-        await self.bring(name)
+        for _ in range(MISSING_MAX):
+            try:
+                return await self.catalog.resolve(name)
+            except ModelNotFound as error:
+                missing = error.details.get("model", name)  # a member, where `name` is a council
+                if self.policy == "never" or self._puller(missing) is None:
+                    raise
+                if not (explicit or self.policy == "auto"):
+                    hint = f"{error.message}; `wf pull {missing}` downloads it"
+                    raise ModelNotFound(hint, **error.details) from None
+            await self.bring(missing)
         return self.catalog.find(name)
+
+    async def council(
+        self, names: Sequence[str], mode: str, on_excess: str, method: CouncilMethod | None, judge: str | None
+    ) -> ModelRef:
+        """These models as one, each downloaded first as `resolve` does. Raises as that and Councils.of_models do."""
+        councils = self.catalog.councils
+        assert councils is not None
+        admitted = councils.admit(names, mode, on_excess).members
+        for name in (*admitted, *([] if judge is None else [judge])):
+            await self.resolve(name, explicit=False)
+        return councils.of_models(names, mode, on_excess, method, judge)
 
     async def bring(self, name: str) -> None:
         """Download `name` and list it. Cancelled here: stops, unless somebody else waits for it too. Raises as `join`

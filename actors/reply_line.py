@@ -4,7 +4,7 @@ full the session waits, and with it the runtime's stream."""
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Final
+from typing import Final, Protocol
 
 import attrs
 import trio
@@ -37,6 +37,15 @@ class Ended:
 
 
 Item = Begun | Chunk | Read | Ended
+
+
+class ReplySink(Protocol):
+    """Who takes what a model stream brings, besides the frames."""
+
+    whole: bool  # the body of a forwarded answer came to its own end
+
+    async def put(self, item: Begun | Chunk | Read) -> float: ...
+    def try_put(self, item: Begun | Chunk | Read) -> bool: ...
 
 
 @attrs.define(eq=False)

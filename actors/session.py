@@ -5,24 +5,26 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import attrs
 import trio
 
 from actors.catalog import ModelRef
+from actors.council import Council, Member
 from actors.kernel import Outlet
 from actors.lease import PoolHandle
-from actors.reply_line import ReplyLine
-from actors.stream import ModelStream, Timeouts
+from actors.model_use import STREAMING, ModelUse
+from actors.reply_line import ReplyLine, ReplySink
+from actors.stream import Timeouts
+from actors.transcript import Transcript
 from engine.domain.energy import EnergyParams
+from engine.domain.ensemble import EnsembleParams
 from engine.domain.errors import EngineError, InternalError, Overloaded, SessionNotFound, UpstreamTruncated
-from engine.domain.events import ModelChanged, SessionClosed, SessionOpened, SessionSignal, StreamRef
-from engine.domain.generation import Clock, EndReason, GenerationEnd, GenerationRequest, Origin
-from engine.domain.models import ModelState
+from engine.domain.events import SessionClosed, SessionOpened, SessionSignal
+from engine.domain.generation import Clock, EndReason, GenerationEnd, GenerationRequest, Origin, StreamRef
 from engine.domain.runtime import ForwardRequest
-from policies.reload import reload_reason
-from policies.timing import Timing, timing_of
 
 RETRY_AFTER_S: Final = 1
 RETOLD_US: Final = 5_000_000  # ends this recent may still have been in the mailboxes of a stage that crashed
@@ -33,15 +35,34 @@ logger = logging.getLogger("wf.session")
 
 @attrs.frozen
 class SessionRequest:
-    """A single-model session. `request.model` is the runtime's own name for `model`."""
+    """What somebody asks of a model or a council. `request.model` is the runtime's own name for `model`."""
 
     model: ModelRef
     request: GenerationRequest
     origin: Origin
-    mode: str = "single"
-    dropped_models: tuple[str, ...] = ()
     reply: ReplyLine | None = None  # of a caller who answers in a dialect of his own
     forward: ForwardRequest | None = None  # ask the runtime this, in its own dialect
+
+    @property
+    def mode(self) -> str:
+        return "single" if self.model.seats is None else self.model.seats.mode
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The public names of those who are asked."""
+        return (self.model.name,) if self.model.seats is None else tuple(m.name for m in self.model.seats.members)
+
+    @property
+    def dropped_models(self) -> tuple[str, ...]:
+        return () if self.model.seats is None else self.model.seats.dropped
+
+
+@attrs.frozen
+class Constants:
+    """Of the maths, published with every session."""
+
+    energy: EnergyParams
+    ensemble: EnsembleParams
 
 
 @attrs.frozen
@@ -77,35 +98,56 @@ class Session:
     pool: PoolHandle
     signals: Outlet[SessionSignal]
     clock: Clock
-    energy_params: EnergyParams
+    constants: Constants
     timeouts: Timeouts
-    state: str = "queued"
     reason: EndReason | None = None
     closed: trio.Event = attrs.field(factory=trio.Event)
     opened_us: int = 0
     closed_us: int = 0
     stop_latency_ms: float | None = None
-    waited_ms: float = 0.0  # for the model: its turn, and its load
+    _ended: bool = False
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     _stop: tuple[EndReason, EngineError | None] | None = None
     _stop_us: int = 0
-    _stream: ModelStream = attrs.field(init=False)
+    _work: ModelUse | Council = attrs.field(init=False)
     _told: SessionClosed | None = None
-    _cold: bool | None = None
-    _load_ms: float | None = None
 
     def __attrs_post_init__(self) -> None:
-        ref = StreamRef(self.id, f"{self.id}:0", self.asked.model.name)
-        self._stream = ModelStream(
-            ref,
-            self.asked.model.runtime,
-            self.asked.request,
+        self.opened_us = self.clock()
+        self._work = self._convene() if self.asked.model.seats is not None else self._use(0, self.asked.model)
+
+    def _use(self, number: int, model: ModelRef, reply: ReplySink | None = None) -> ModelUse:
+        """Stream `number` of this session."""
+        return ModelUse(
+            StreamRef(self.id, f"{self.id}:{number}", model.name),
+            model,
+            attrs.evolve(self.asked.request, model=model.info.name),
+            self.pool,
             self.signals,
+            self.clock,
             self.timeouts,
-            self.asked.reply,
+            reply or self.asked.reply,
             self.asked.forward,
         )
-        self.opened_us = self.clock()
+
+    def _convene(self) -> Council:
+        asked, seats = self.asked, self.asked.model.seats
+        assert seats is not None
+        transcripts = [Transcript() for _ in seats.members]
+        members = [
+            Member(self._use(number, model, transcript), transcript)
+            for number, (model, transcript) in enumerate(zip(seats.members, transcripts, strict=True))
+        ]
+        judge = None
+        if seats.judge is not None:
+            verdict = Transcript()
+            judge = self._use(len(members), seats.judge, verdict), verdict
+        council = Council(
+            seats, tuple(members), judge, question_of(asked.request), self.pool, self.signals, self.clock, asked.reply
+        )
+        for member in members:
+            member.transcript.claim = partial(council.claim, member)
+        return council
 
     async def run(self) -> None:
         """To the end. Only the engine's own shutdown (after its grace) cancels this task; then nothing is told."""
@@ -114,7 +156,7 @@ class Session:
         error: EngineError | None = None
         with self._scope:
             try:
-                end = await self._generate()
+                end = await self._work.run()
             except EngineError as caught:
                 error = caught
             except Exception as caught:
@@ -124,7 +166,7 @@ class Session:
         self.reason, error = self._verdict(end, error)
         if self._stop is not None and end is None:
             self.stop_latency_ms = (self.closed_us - self._stop_us) / 1000
-        self.state = "ended"
+        self._ended = True
         if self.asked.reply is not None:
             self.asked.reply.end(self.reason, end, error)  # before the frames hear of it: it never waits for them
         self._told = self._closed(end, error)
@@ -147,50 +189,37 @@ class Session:
     def report(self) -> SessionReport:
         until_us = self.closed_us if self.state == "ended" else self.clock()
         duration_ms = (until_us - self.opened_us) / 1000
-        state = "waiting" if self.state == "streaming" and self._stream.first_us is None else self.state
-        return SessionReport(self.id, state, self.reason, self._stream.tokens, duration_ms, self.stop_latency_ms)
+        state = "waiting" if self.state == STREAMING and self._work.answer.stream.first_us is None else self.state
+        return SessionReport(self.id, state, self.reason, self._work.tokens, duration_ms, self.stop_latency_ms)
+
+    @property
+    def state(self) -> str:
+        """queued, loading, streaming or ended."""
+        return "ended" if self._ended else self._work.state
+
+    @property
+    def waited_ms(self) -> float:
+        """For the model that answers: its turn, and its load."""
+        return self._work.answer.waited_ms
 
     def reply_end(self, end: GenerationEnd) -> ReplyTimes:
-        """The figures of a reply's last frame."""
-        first_us, last_us = self._stream.first_us, self._stream.last_us
-        load_ms = end.load_ms if end.load_ms is not None else self._load_ms
+        """The figures of a reply's last frame: of the model whose answer it is."""
+        use = self._work.answer
+        first_us, last_us = use.stream.first_us, use.stream.last_us
         return ReplyTimes(
-            tokens=self._stream.tokens,
+            tokens=use.tokens,
             total_ms=(self.closed_us - self.opened_us) / 1000,
-            load_ms=load_ms,
-            prompt_ms=None if first_us is None else max(0.0, (first_us - self.opened_us) / 1000 - self.waited_ms),
+            load_ms=end.load_ms if end.load_ms is not None else use.load_ms,
+            prompt_ms=None if first_us is None else max(0.0, (first_us - use.asked_us) / 1000 - use.waited_ms),
             generation_ms=None if first_us is None or last_us is None else (last_us - first_us) / 1000,
         )
-
-    def _timing(self) -> Timing | None:
-        arrivals = self._stream.arrivals
-        return timing_of(*zip(*arrivals, strict=True)) if arrivals else None
 
     def _forget_prompt(self) -> None:
         """The record outlives the session; what was asked must not."""
         asked = self.asked.request
         request = GenerationRequest(asked.model, parameters=asked.parameters, runner_options=asked.runner_options)
         self.asked = attrs.evolve(self.asked, request=request, reply=None, forward=None)
-        self._stream.request, self._stream.forward, self._stream.arrivals = request, None, []
-
-    async def _generate(self) -> GenerationEnd:
-        options = self.asked.request.runner_options
-        async with self.pool.lease(self.asked.model, self._tell, options) as grant:
-            self._cold, self._load_ms = grant.cold, grant.load_ms
-            self.waited_ms = (self.clock() - self.opened_us) / 1000
-            self.state = "streaming"
-            end = await self._stream.run()
-        reason = reload_reason(end.load_ms, grant.cold, grant.options_before, options)
-        if reason is not None:
-            self._cold = True
-            self.pool.pool.counters.reloads += 1
-            await self.signals.put(ModelChanged(self.id, self.asked.model.name, ModelState.READY, reason=reason))
-        return end
-
-    async def _tell(self, state: ModelState, position: int | None, reason: str | None) -> None:
-        self.state = "loading" if state is ModelState.LOADING else "queued"
-        model = self.asked.model.name
-        await self.signals.put(ModelChanged(self.id, model, state, position=position, reason=reason))
+        self._work.forget()
 
     def _verdict(self, end: GenerationEnd | None, error: EngineError | None) -> tuple[EndReason, EngineError | None]:
         if end is not None:
@@ -205,29 +234,30 @@ class Session:
             session_id=self.id,
             at_us=self.opened_us,
             mode=self.asked.mode,
-            streams=(self._stream.ref,),
+            streams=self._work.refs,
             dropped_models=self.asked.dropped_models,
             parameters=self.asked.request.parameters,
-            energy_params=self.energy_params,
+            energy_params=self.constants.energy,
+            ensemble_params=None if self.asked.model.seats is None else self.constants.ensemble,
             origin=self.asked.origin,
             synthetic=self.asked.model.synthetic,
         )
 
     def _closed(self, end: GenerationEnd | None, error: EngineError | None) -> SessionClosed:
         assert self.reason is not None
-        first_us = self._stream.first_us
+        first_us = self._work.answer.stream.first_us
         details: dict[str, Any] | None = None if error is None else error.as_dict()
         return SessionClosed(
             session_id=self.id,
             at_us=self.closed_us,
             reason=self.reason,
             error=details,
-            tokens=self._stream.tokens,
+            tokens=self._work.tokens,
             ttft_ms=None if first_us is None else (first_us - self.opened_us) / 1000,
             duration_ms=(self.closed_us - self.opened_us) / 1000,
             stop_latency_ms=self.stop_latency_ms,
-            cold=self._cold,
-            timing=self._timing(),
+            cold=self._work.cold,
+            timing=self._work.timing(),
             prompt_tokens=None if end is None else end.prompt_tokens,
             prompt_tokens_dropped=0 if end is None else end.prompt_tokens_dropped,
             eval_count=None if end is None else end.eval_count,
@@ -241,7 +271,7 @@ class SessionTable:
     pool: PoolHandle
     signals: Outlet[SessionSignal]
     clock: Clock
-    energy_params: EnergyParams
+    constants: Constants
     timeouts: Timeouts
     live_max: int
     record_ttl_s: float
@@ -278,7 +308,7 @@ class SessionTable:
         if self.pin_runner_options and asked.request.runner_options:
             self.runner_options_dropped += 1
             asked = attrs.evolve(asked, request=attrs.evolve(asked.request, runner_options={}))
-        session = Session(self.new_id(), asked, self.pool, self.signals, self.clock, self.energy_params, self.timeouts)
+        session = Session(self.new_id(), asked, self.pool, self.signals, self.clock, self.constants, self.timeouts)
         self._live[session.id] = session
         self._nursery.start_soon(self._see_through, session, name=f"session {session.id}")
         return session
@@ -348,6 +378,12 @@ class SessionTable:
             if oldest.closed_us >= horizon_us and len(self._ended) <= ENDED_MAX:
                 return
             del self._ended[oldest.id]
+
+
+def question_of(request: GenerationRequest) -> str:
+    """What the user asked last."""
+    asked = (message.content for message in reversed(request.messages) if message.role == "user")
+    return request.prompt if request.prompt is not None else next(asked, "")
 
 
 async def _stop_later(session: Session, after_s: float) -> None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from functools import partial
 from typing import Final, TypeVar
 
 import attrs
 import trio
 
 from actors.kernel import Outlet
-from actors.reply_line import Begun, ReplyLine
+from actors.reply_line import Begun, ReplySink
+from actors.resume import Elsewhere, Resumption
 from engine.domain.alignment import TokenLedger
 from engine.domain.errors import (
     EngineError,
@@ -21,8 +23,8 @@ from engine.domain.errors import (
     UpstreamTimeout,
     UpstreamTruncated,
 )
-from engine.domain.events import SessionSignal, StreamRef, TokenBatch
-from engine.domain.generation import Chunk, GenerationEnd, GenerationRequest
+from engine.domain.events import SessionSignal, TokenBatch
+from engine.domain.generation import Chunk, GenerationEnd, GenerationRequest, Seam, StreamRef
 from engine.domain.runtime import Forwarder, ForwardRequest, Read, Runtime
 
 T = TypeVar("T")
@@ -47,15 +49,17 @@ class ModelStream:
     """`tokens`, `first_us` and `last_us` (arrivals of the first and the last token) may be read while it runs.
 
     With `reply`, everything the runtime says is handed to it too, before the next is read. With `forward`, that is what
-    the runtime is asked, in its own dialect, in place of `request`."""
+    the runtime is asked, in its own dialect, in place of `request`; should that answer break off, the rest of it is
+    asked for with `request`. `elsewhere` lends the models of `request.resume`."""
 
     ref: StreamRef
     runtime: Runtime
     request: GenerationRequest
     signals: Outlet[SessionSignal]
     timeouts: Timeouts
-    reply: ReplyLine | None = None
+    reply: ReplySink | None = None
     forward: ForwardRequest | None = None
+    elsewhere: Elsewhere | None = None
     tokens: int = 0
     first_us: int | None = None
     last_us: int | None = None
@@ -64,30 +68,74 @@ class ModelStream:
     _behind: bool = False  # we were held up: what arrives is what piled up meanwhile, and no cadence
     _limit_s: float = 0.0
     _patience: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    _asked: Runtime = attrs.field(default=attrs.Factory(lambda self: self.runtime, takes_self=True), init=False)
+    _resumption: Resumption | None = attrs.field(default=None, init=False)
+    _seam: Seam | None = attrs.field(default=None, init=False)  # of the attempt that runs
+    _sewn_attempt: int = attrs.field(default=0, init=False)
+    _after_seam: bool = attrs.field(default=False, init=False)
 
     async def run(self) -> GenerationEnd:
-        """Until the runtime's terminal record.
+        """Until the runtime's terminal record; where `request.resume` allows it, that of whoever went on.
 
         Raises UpstreamTruncated when the stream stops without one, UpstreamTimeout when no token comes in time, and
         whatever the runtime raises. Cancelled here: the runtime is stopped before this returns."""
+        self._resumption = self._may_resume()
+        first = partial(self._generate, self.runtime, self.request)
+        try:
+            return await self._patiently(first if self.forward is None else partial(self._forward, self.forward))
+        except EngineError as error:
+            if self._resumption is None or not self.tokens:
+                raise
+            return await self._resumption.go_on(error, self._go_on)
+
+    @property
+    def resumed(self) -> int:
+        """Seams so far."""
+        return 0 if self._resumption is None else self._resumption.resumed
+
+    def _may_resume(self) -> Resumption | None:
+        rules, load_s = self.request.resume, self.timeouts.load_s
+        if rules is None:
+            return None
+        ref = self.ref
+        return Resumption(rules, self.runtime, self.request, ref.stream_id, ref.model, load_s, self.elsewhere)
+
+    async def _patiently(self, ask: Callable[[], Awaitable[GenerationEnd | None]]) -> GenerationEnd:
         self._limit_s = self.timeouts.first_token_s
-        self._patience.deadline = trio.current_time() + self._limit_s
+        self._patience = trio.CancelScope(deadline=trio.current_time() + self._limit_s)
         with self._patience:
-            end = await (self._generate() if self.forward is None else self._forward(self.forward))
+            end = await ask()
             if end is not None:
                 return end
-            raise UpstreamTruncated(f"{self.runtime.name} broke off without its final record", tokens=self.tokens)
-        raise UpstreamTimeout(f"{self.runtime.name} gave no token for {self._limit_s:g} s", limit_s=self._limit_s)
+            raise UpstreamTruncated(f"{self._asked.name} broke off without its final record", tokens=self.tokens)
+        raise UpstreamTimeout(f"{self._asked.name} gave no token for {self._limit_s:g} s", limit_s=self._limit_s)
 
-    async def _generate(self) -> GenerationEnd | None:
+    async def _go_on(self, runtime: Runtime, request: GenerationRequest, seam: Seam) -> GenerationEnd:
+        """The rest of an answer that broke off."""
+        self._seam = seam
+        return await self._patiently(partial(self._generate, runtime, request))
+
+    async def _generate(self, runtime: Runtime, request: GenerationRequest) -> GenerationEnd | None:
+        self._asked = runtime
         asked_s = trio.current_time()
-        async with self.runtime.generate(self.request) as chunks:
-            await self._hand_on(Begun(1000 * (trio.current_time() - asked_s)))
+        async with runtime.generate(request) as chunks:
+            if self._seam is None:
+                await self._hand_on(Begun(1000 * (trio.current_time() - asked_s)))
             while (chunk := await self._next(chunks)) is not None:
+                chunk = self._sewn(chunk)
                 await self._take((chunk,), chunk)
                 if chunk.end is not None:
                     return chunk.end
         return None
+
+    def _sewn(self, chunk: Chunk) -> Chunk:
+        """The first chunk of a continuation carries the seam before it."""
+        if self._seam is None or self._resumption is None or self._seam.attempt == self._sewn_attempt:
+            return chunk
+        self._sewn_attempt = self._seam.attempt
+        self._resumption.resumed += 1
+        self._after_seam = True
+        return attrs.evolve(chunk, seam=self._seam)
 
     async def _forward(self, asked: ForwardRequest) -> GenerationEnd | None:
         """To the end of the body: bytes after the terminal record are the caller's too."""
@@ -123,9 +171,16 @@ class ModelStream:
             self.reply.whole = whole
 
     async def _take(self, chunks: Sequence[Chunk], item: Chunk | Read) -> None:
-        """The tokens to the mapper, the whole to the reply. A record without a token is no progress."""
-        for chunk in chunks:
-            if await self._pass_on(chunk):
+        """The tokens to the mapper, the whole to the reply. A record without a token is no progress. What came in the
+        same read before a chunk that cannot be passed on is the reply's still; its bytes are not."""
+        for index, chunk in enumerate(chunks):
+            try:
+                progress = await self._pass_on(chunk)
+            except UpstreamProtocolError:
+                if index:
+                    await self._hand_on(Read(b"", tuple(chunks[:index])))
+                raise
+            if progress:
                 self._limit_s = self.timeouts.progress_s
                 _extend(self._patience, self._limit_s)
         await self._hand_on(item)
@@ -143,9 +198,13 @@ class ModelStream:
     async def _pass_on(self, chunk: Chunk) -> bool:
         """Its tokens to the mapper; False when it has none."""
         _refuse_surrogates(chunk, self.runtime.name)
-        tokens = self._ledger.take(chunk, throttled=self._behind)
+        # How long it took to go on after a seam says nothing about the model either.
+        tokens = self._ledger.take(chunk, throttled=self._behind or self._after_seam)
+        if self._resumption is not None:
+            self._resumption.so_far.take(chunk, len(tokens))
         if not tokens:
             return False
+        self._after_seam = False
         if self.first_us is None:
             self.first_us = chunk.t_us
         self.last_us = chunk.t_us

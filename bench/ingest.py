@@ -18,8 +18,8 @@ from actors.mapper import MAILBOX_BATCHES
 from actors.stream import ModelStream, Timeouts
 from bench.flood import MODEL, flooding
 from bench.table import Row, median
-from engine.domain.events import SessionSignal, StreamRef
-from engine.domain.generation import GenerationRequest
+from engine.domain.events import SessionSignal
+from engine.domain.generation import GenerationRequest, StreamRef
 from transport.runtimes.ollama import OllamaRuntime
 
 STREAMS = 50

@@ -20,19 +20,24 @@ from typing import Any, Final
 
 import attrs
 import trio
+from quart_trio import QuartTrio
 
 from actors.clock import EngineClock
 from engine import __version__
-from engine.config import is_loopback, policies_of
+from engine.config import is_loopback, policies_of, services_of
 from engine.core import Core, client_limits
 from engine.domain.errors import AddressInUse
 from engine.domain.models import Tier
+from engine.hardware import read_machine
 from engine.runtimes import Runtimes, runtimes_for
 from engine.schemas import read_schemas
+from engine.services import LocalServices, offers_of, open_services
 from engine.settings import Settings
 from engine.state import EngineAddress, StateFolder, open_state, ram_total_bytes, write_address
 from policies.access import AccessRules, loopback_rules
+from policies.admission import budgets
 from policies.load import Policies
+from policies.taxonomy import load_taxonomy
 from policies.tiers import TierChoice, choose_tier
 from transport.endpoint import FrameEndpoint, FrameLimits
 from transport.listen import ListenLimits, bound_port, open_listener
@@ -40,6 +45,7 @@ from web.app import create_app
 from web.guard import HttpLimits, HttpServer
 from web.handles import Engine, EngineFacts, LensRules
 from web.page import read_assets
+from web.services.service import Service
 
 CUT_S: Final = 1.0  # after drain_s: what is not over by then is cancelled
 GC_THRESHOLDS: Final = (10_000, 20, 50)  # full collections cost frames; what start-up made is frozen out of them
@@ -59,9 +65,11 @@ class Serving:
 
 
 def tier_for(settings: Settings, policies: Policies) -> TierChoice:
-    """The tier in force. GPU memory is not read yet, so the main memory decides."""
+    """The tier in force, by the memory of this machine and its GPUs. Blocks: up to 2 s where a driver does not
+    answer."""
     wanted = None if settings.tier == "auto" else Tier(settings.tier)
-    return choose_tier(policies.tiers, wanted, ram_total_bytes(), None)
+    machine = read_machine()
+    return choose_tier(policies.tiers, wanted, machine.ram_bytes, machine.vram_bytes)
 
 
 async def serve(
@@ -93,7 +101,7 @@ async def running(
 ) -> AsyncIterator[Serving]:
     """An engine with its edges. Leaving the block stops it in order; cancelling cuts it."""
     clock = EngineClock.start()
-    tier = tier_for(settings, policies)
+    tier = await trio.to_thread.run_sync(tier_for, settings, policies)
     runtimes = await runtimes_for(settings, clock, os.environ, policies.tiers.limits(tier.tier))
     core = Core.build(runtimes.by_name, clock, settings, policies, tier, runtimes.starting)
     http_listener = await _listen(settings.http.host, settings.http.port, "--port")
@@ -122,24 +130,48 @@ async def running(
     endpoint = FrameEndpoint(
         core.hub, ws_listener, _rules(settings, ws_port, http_port, folder.token), _frame_limits(settings)
     )
-    edges.update(http=http.counters, ws=endpoint.counters)
+    services = await _services(settings, engine, http_port, folder.token)
+    edges.update(http=http.counters, ws=endpoint.counters, **services.counters)
     address = EngineAddress(
-        os.getpid(), _url("http", settings.http.host, http_port), _url("ws", settings.ws_host, ws_port) + "/ws"
+        os.getpid(),
+        _url("http", settings.http.host, http_port),
+        _url("ws", settings.ws_host, ws_port) + "/ws",
+        {name: _url("http", services.host, port) for name, port in services.ports.items()},
     )
     async with runtimes.attended(), trio.open_nursery() as nursery:
         await nursery.start(core.run)
         await nursery.start(endpoint.run)
         await nursery.start(http.run)
+        await services.start(nursery)
         await trio.to_thread.run_sync(_publish, folder, address, port_file)
-        notes: tuple[str, ...] = () if tier.warning is None else (tier.warning,)
+        notes: tuple[str, ...] = (*(() if tier.warning is None else (tier.warning,)), *services.problems)
         if settings.allow_remote:
             notes += ("other machines may connect with a key; name this machine in allowed_hosts for them",)
         yield Serving(address, tier, settings.level, runtimes, notes)
         nursery.cancel_scope.deadline = trio.current_time() + settings.timeouts.drain_s + CUT_S
         http.stop_accepting()
+        services.stop_accepting()
+        engine.lens.calls.stop()
         core.close()
         await core.drained.wait()
         endpoint.stop_accepting()
+
+
+async def _services(settings: Settings, engine: Engine, http_port: int, token: str) -> LocalServices:
+    """The local services, where they are switched on; none otherwise."""
+    host = settings.http.host
+    if not settings.services.enabled:
+        return LocalServices(host)
+
+    def server_of(app: QuartTrio, listener: trio.SocketListener) -> HttpServer:
+        rules = _rules(settings, bound_port(listener), http_port, token)
+        return HttpServer(app, listener, rules, _http_limits(settings))
+
+    table = await trio.to_thread.run_sync(services_of, settings)
+    taxonomy = await trio.to_thread.run_sync(load_taxonomy)
+    made: dict[str, Service] = {}
+    opened = await open_services(offers_of(table, taxonomy, engine, settings, made), host, server_of)
+    return attrs.evolve(opened, services=made)
 
 
 async def _listen(host: str, port: int, flag: str) -> trio.SocketListener:
@@ -170,7 +202,7 @@ def _settle_gc() -> None:
 
 
 def _publish(folder: StateFolder, address: EngineAddress, port_file: Path | None) -> None:
-    folder.publish(address.http, address.ws)
+    folder.publish(address.http, address.ws, address.services)
     if port_file is not None:
         write_address(port_file, address)
 
@@ -185,6 +217,9 @@ def handles(
     edges: dict[str, Any],
 ) -> Engine:
     limits = policies.tiers.limits(tier.tier)
+    ram_budget_bytes, vram_budget_bytes = budgets(
+        tier.ram_bytes, tier.vram_bytes, limits.ram_budget_bytes, limits.vram_budget_bytes
+    )
     facts = EngineFacts(
         version=__version__,
         boot=core.boot,
@@ -197,15 +232,18 @@ def handles(
         ws_port=ws_port,
         limits=client_limits(settings),
         ram_total_bytes=ram_total_bytes(),
-        ram_budget_bytes=limits.ram_budget_bytes,
-        vram_budget_bytes=limits.vram_budget_bytes,
+        ram_budget_bytes=ram_budget_bytes,
+        vram_budget_bytes=vram_budget_bytes,
+        tier_limits=limits,
         suggested_model=limits.suggested_model,
         remote=not (is_loopback(settings.http.host) and is_loopback(settings.ws_host)),
     )
     lens = settings.lens
     return Engine(
         facts=facts,
-        lens=LensRules(lens.mode, lens.on_disconnect, lens.aliases),
+        lens=LensRules(
+            lens.mode, lens.on_disconnect, lens.aliases, lens.head_wait_s, lens.resume.enabled, lens.resume.rules
+        ),
         clock=core.clock,
         catalog=core.catalog,
         pool=core.pool,

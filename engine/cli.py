@@ -73,6 +73,9 @@ def build_parser() -> argparse.ArgumentParser:
     show = verb("show", _show, "tell everything about one model")
     show.add_argument("model", metavar="MODEL")
     show.add_argument("--json", action="store_true", help="print JSON")
+    why = verb("why", _why, "tell why a model is loaded, waited for, refused or gone")
+    why.add_argument("model", metavar="MODEL")
+    why.add_argument("--json", action="store_true", help="print JSON")
     pull = verb("pull", _pull, "download a model")
     pull.add_argument("model", metavar="MODEL", help="for example llama3.2:1b, or org/name:Q4_K_M on Hugging Face")
     pull.add_argument("--json", action="store_true", help="print the progress, one JSON object a line")
@@ -88,6 +91,9 @@ def build_parser() -> argparse.ArgumentParser:
     stop.add_argument("--json", action="store_true", help="print JSON")
     check = verb("check", _check, "validate configuration, ports and runtimes, and say what is missing")
     check.add_argument("--json", action="store_true", help="print JSON")
+    services = verb("services", _services, "start, show or stop an engine with the local services in the background")
+    services.add_argument("action", choices=("up", "status", "down"))
+    services.add_argument("--json", action="store_true", help="print JSON")
     mock.add_flags(verb("mock", mock.run_mock, "run a scripted fake Ollama with faults, for testing clients"))
     schema = verb("schema", _schema, "print JSON Schemas of events, messages, API bodies, config and policies")
     schema.add_argument("name", metavar="NAME", nargs="?", help="without it, all names are listed")
@@ -104,6 +110,9 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
     _engine_flags(parser)
     parser.add_argument("--tier", choices=("auto", "low", "mid", "high", "hybrid"), help="how much machine to use")
     parser.add_argument("--level", type=int, choices=range(1, 6), metavar="1-5", help="what is unlocked (default 5)")
+    parser.add_argument(
+        "--services", action="store_true", default=None, help="offer the local services too (8050, 8051, 8052)"
+    )
     parser.add_argument("--open", action="store_true", help="open the dashboard in the browser")
     parser.add_argument("--port-file", type=Path, metavar="FILE", help="write addresses there once ready (JSON)")
     parser.add_argument("--log-format", choices=("text", "json"), help="default: text")
@@ -208,6 +217,17 @@ def _show(args: argparse.Namespace) -> int:
     return 0
 
 
+def _why(args: argparse.Namespace) -> int:
+    from urllib.parse import quote
+
+    from engine import console
+    from engine.client import EngineClient
+
+    body = EngineClient.connect(_engine(), settings_of(args)).get(f"/models/{quote(args.model)}/why")
+    console.show(body, args.json, console.why_lines)
+    return 0
+
+
 def _pull(args: argparse.Namespace) -> int:
     from engine import console
     from engine.client import EngineClient
@@ -258,6 +278,22 @@ def _check(args: argparse.Namespace) -> int:
     report = run_checks(lambda: settings_of(args), os.environ)
     console.show(report, args.json, console.check_lines)
     return 0 if report["ok"] else EXIT_FAILED
+
+
+def _services(args: argparse.Namespace) -> int:
+    from engine import console, service_verbs
+
+    state = state_path(os.environ)
+    if args.action == "down":
+        console.show(service_verbs.down(state), args.json, service_verbs.down_lines)
+        return 0
+    settings = settings_of(args)
+    if args.action == "up":
+        body = service_verbs.up(settings, state, args.config)
+    else:
+        body = service_verbs.status(settings, state)
+    console.show(body, args.json, service_verbs.lines)
+    return 0 if any(row["status"] == "healthy" for row in body["services"]) else EXIT_FAILED
 
 
 def _schema(args: argparse.Namespace) -> int:

@@ -21,8 +21,9 @@ import cattrs
 
 from engine.domain.errors import ConfigError
 from engine.settings import Secret, Settings
-from policies.load import Policies, load_policies
+from policies.load import TABLES, Policies, load_policies
 from policies.schema import Misfit, quoted, rejected, rows, strict_converter, structure
+from policies.services import ServiceTable, load_services
 from policies.source import NESTING_MAX, SIZE_MAX_BYTES, Document, parse, parse_value, printable, single
 
 FILE_NAME: Final = "wf.yaml"
@@ -37,10 +38,14 @@ FLAGS: Final[dict[str, tuple[str, ...]]] = {  # argparse destination -> the sett
     "runtime": ("runtime",),
     "synthetic": ("synthetic",),
     "gguf": ("llama_cpp", "model"),
+    "services": ("services", "enabled"),
     "log_level": ("log", "level"),
     "log_format": ("log", "format"),
 }
-_FREE_FORM: Final = (("policies", "energy"), ("policies", "tiers"))  # checked by policies/load.py once merged
+_FREE_FORM: Final = (  # checked once merged, by policies/load.py and policies/services.py
+    *(("policies", name) for name in TABLES),
+    ("services", "table"),
+)
 
 
 def load_settings(
@@ -64,7 +69,11 @@ def load_settings(
     settings = structure(merged, Settings, converter)
     problems += _contradictions(settings, merged)
     try:
-        load_policies(merged.at("policies", "energy"), merged.at("policies", "tiers"))
+        load_policies(**{name: merged.at("policies", name) for name in TABLES})
+    except ConfigError as error:
+        problems.extend(error.details["problems"])
+    try:
+        load_services(merged.at("services", "table"))
     except ConfigError as error:
         problems.extend(error.details["problems"])
     if problems:
@@ -72,10 +81,16 @@ def load_settings(
     return settings
 
 
+def services_of(settings: Settings) -> ServiceTable:
+    """The shipped table of services with the changes that `settings` ask for. Raises ConfigError; reads package
+    files."""
+    return load_services(Document("settings", settings.services.table))
+
+
 def policies_of(settings: Settings) -> Policies:
     """The shipped policy data with the changes that `settings` ask for. Raises ConfigError; reads package files."""
     changes = Document("settings", {"policies": attrs.asdict(settings.policies)})
-    return load_policies(changes.at("policies", "energy"), changes.at("policies", "tiers"))
+    return load_policies(**{name: changes.at("policies", name) for name in TABLES})
 
 
 def settings_dict(settings: Settings) -> dict[str, Any]:

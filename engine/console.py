@@ -47,6 +47,7 @@ def announce(serving: Serving) -> None:
         f"WF Engine {__version__} · tier {tier.tier} ({tier.reason}) · level {serving.level}",
         f"  dashboard  {address.http}/",
         f"  frames     {address.ws}",
+        *(f"  service    {url}  {name}" for name, url in address.services.items()),
     )
     if "embedded" in serving.runtimes.by_name:
         say("", DEMONSTRATION)
@@ -157,6 +158,42 @@ def model_lines(model: dict[str, Any]) -> list[str]:
     }
     width = max(len(name) for name in facts)
     return [model["name"], *(f"  {name.ljust(width)}  {value}" for name, value in facts.items() if value)]
+
+
+def why_lines(body: dict[str, Any]) -> list[str]:
+    """The outlook of a model, and what was decided about it, the newest last."""
+    memory, now = body["memory"], body["now"]
+    outlook = {"ready": "is in memory", "load": "would be loaded", "wait": "would wait", "refuse": "would be refused"}
+    evict = f", and {', '.join(now['evict'])} evicted for it" if now["evict"] else ""
+    reason = f": {now['reason']}" if now["reason"] else ""
+    kept = ["pinned"] * body["pinned"] + [f"used by {body['leases']}"] * bool(body["leases"])
+    if body["cools_for_ms"]:
+        kept.append(f"not evicted for another within {body['cools_for_ms'] / 1000:.0f} s")
+    budget = memory["ram_budget_bytes"] + memory["vram_budget_bytes"]
+    return [
+        f"{body['model']}: {body['state']}" + (f" ({', '.join(kept)})" if kept else ""),
+        f"  asked for now, it {outlook[now['outcome']]}{evict}{reason}",
+        f"  takes {size(body['expected_bytes'])}; models have {size(memory['used_bytes'])} of {size(budget)}",
+        *(f"  {place['position']}. in the queue: {place['reason']}" for place in body["waiting"]),
+        "",
+        *(_decision_line(decision) for decision in body["decisions"]),
+        *([] if body["decisions"] else ["nothing was decided about it yet"]),
+    ]
+
+
+def _decision_line(decision: dict[str, Any]) -> str:
+    figures = (_numbered(name, value) for name, value in decision["numbers"].items() if value is not None)
+    words = [decision["decision"].replace("_", " "), decision["reason"], *figures]
+    times = f" ({decision['times']} times)" if decision["times"] > 1 else ""
+    return f"{decision['at']}  {' · '.join(word for word in words if word)}{times}"
+
+
+def _numbered(name: str, value: float) -> str:
+    """`load_ms`, 2000.0 as `load 2000 ms`; bytes as sizes; counts as they are."""
+    what, _, unit = name.rpartition("_")
+    if unit == "bytes":
+        return f"{what.replace('_', ' ')} {size(round(value))}"
+    return f"{what.replace('_', ' ')} {value:.0f} ms" if unit == "ms" else f"{name.replace('_', ' ')} {value:.0f}"
 
 
 def loaded_lines(body: dict[str, Any]) -> list[str]:

@@ -17,28 +17,30 @@ import trio
 from actors import composer, hub, mapper
 from actors.catalog import Catalog
 from actors.composer import FrameComposer, FrameCounter
+from actors.councils import Councils, Gates
 from actors.hub import FrameHub, HelloFacts
 from actors.kernel import Actor, FlowStats, Inlet, Outlet, mailbox
 from actors.lease import PoolHandle
 from actors.mapper import EnergyMapper, MapperCounters
 from actors.pool import Command, ModelPool, mailbox_capacity
 from actors.pulls import ModelPulls
-from actors.session import SessionTable
+from actors.session import Constants, SessionTable
 from actors.stream import Timeouts
 from actors.supervise import supervise
 from engine import __version__
-from engine.domain.energy import EnergyParams
 from engine.domain.errors import InternalError
 from engine.domain.events import MappedSignal, SessionSignal
 from engine.domain.frames import Frame
 from engine.domain.generation import Clock
+from engine.domain.models import Tier
 from engine.domain.runtime import Runtime
 from engine.domain.telemetry import Telemetry
-from engine.settings import Settings
-from policies.admission import PoolCaps
+from engine.settings import Settings, council_specs
+from policies.admission import PoolCaps, budgets
+from policies.degrade import Ladder
 from policies.load import Policies
 from policies.restart import NEVER, RestartPolicy
-from policies.tiers import TierChoice
+from policies.tiers import TierChoice, TierPolicy, below
 
 STAGE_RESTARTS: Final = RestartPolicy()
 CATALOG_REFRESH_S: Final = 5.0
@@ -65,6 +67,7 @@ class Core:
     hub: FrameHub
     telemetry: Telemetry
     frame_counter: FrameCounter
+    ladder: Ladder
     mapper_counters: MapperCounters
     signals: Outlet[SessionSignal]
     _signals_in: Inlet[SessionSignal]
@@ -95,10 +98,15 @@ class Core:
             settings.limits.queued_max,
             limits.max_parallel_models,
             limits.max_loaded_models,
+            sum(budgets(tier.ram_bytes, tier.vram_bytes, limits.ram_budget_bytes, limits.vram_budget_bytes)),
+            limits.max_model_size_bytes,
+            settings.pool.size_overhead,
+            round(settings.pool.cooldown_s * 1e6),
         )
         callers_max = settings.limits.connections_max + settings.limits.connections_reserve
         pool = _pool(caps, callers_max, clock, settings.timeouts.load_s, signals.fork())
         catalog = Catalog(runtimes, clock, pool.see, starting)
+        pool.pool.listed = catalog.listed
         telemetry, boot = Telemetry(), secrets.token_hex(4)
         facts = HelloFacts(
             version=__version__,
@@ -108,8 +116,21 @@ class Core:
             limits=client_limits(settings),
             tick_hz=limits.tick_hz,
         )
-        energy: EnergyParams = policies.energy.params(tier.tier)
+        constants = Constants(
+            policies.energy.params(tier.tier), policies.ensemble.params() if hasattr(policies, "ensemble") else None
+        )  # TEMP
         timeouts = settings.timeouts
+        sessions = SessionTable(
+            pool,
+            signals,
+            clock,
+            constants,
+            Timeouts(timeouts.first_token_s, timeouts.progress_s, timeouts.load_s),
+            live_max=caps.streams_max + caps.queued_max,
+            record_ttl_s=settings.session.record_ttl_s,
+            pin_runner_options=settings.pool.pin_runner_options,
+        )
+        catalog.councils = _councils(catalog, sessions, settings, policies.tiers, tier.tier)
         return cls(
             clock=clock,
             boot=boot,
@@ -118,16 +139,7 @@ class Core:
             catalog=catalog,
             pool=pool,
             pulls=ModelPulls(catalog, signals.fork(), settings.pull),
-            sessions=SessionTable(
-                pool,
-                signals,
-                clock,
-                energy,
-                Timeouts(timeouts.first_token_s, timeouts.progress_s, timeouts.load_s),
-                live_max=caps.streams_max + caps.queued_max,
-                record_ttl_s=settings.session.record_ttl_s,
-                pin_runner_options=settings.pool.pin_runner_options,
-            ),
+            sessions=sessions,
             hub=FrameHub(
                 frames_in,
                 clock,
@@ -140,6 +152,7 @@ class Core:
             ),
             telemetry=telemetry,
             frame_counter=FrameCounter(),
+            ladder=Ladder(policies.degrade, mapper.MAILBOX_BATCHES, 1000 / limits.tick_hz),
             mapper_counters=MapperCounters(),
             signals=signals,
             signals_in=signals_in,
@@ -200,7 +213,14 @@ class Core:
 
     def _composer(self) -> Actor:
         return FrameComposer(
-            self._samples[1], self._frames, self.clock, self.telemetry, self.frame_counter, self.tick_hz
+            self._samples[1],
+            self._frames,
+            self.clock,
+            self.telemetry,
+            self.frame_counter,
+            self.ladder,
+            lambda: self._signals_in.depth,
+            self.tick_hz,
         )
 
     def _mapper(self) -> Actor:
@@ -229,3 +249,17 @@ def _pool(
 ) -> PoolHandle:
     commands, inlet = mailbox[Command]("pool", mailbox_capacity(caps, callers_max))
     return PoolHandle(ModelPool(inlet, commands, caps, clock, load_timeout_s, news), commands)
+
+
+def _councils(catalog: Catalog, sessions: SessionTable, settings: Settings, tiers: TierPolicy, tier: Tier) -> Councils:
+    level = tiers.level(settings.level)
+    gates = Gates(
+        limits=tiers.limits(tier),
+        tier=tier,
+        level=level,
+        celebrates=tiers.limits(tier).allow_resonance and "resonance" in tiers.features(settings.level),
+        smaller=tiers.limits(below(tier)).max_parallel_models,
+    )
+    councils = Councils(catalog, council_specs(settings.councils), gates)
+    councils.runtime.table = sessions
+    return councils

@@ -82,7 +82,7 @@ async def _in_process(shot: OneShot, settings: Settings, show: Show) -> str:
     reason = None
     async with runtimes.attended(), trio.open_nursery() as nursery:
         await nursery.start(core.run)
-        model = await core.catalog.resolve(body.model)
+        model = await core.catalog.resolve(body.model or "")
         session = core.sessions.start(SessionRequest(model, generation_request(body, model.info.name), Origin.API))
         follower = core.hub.follow(session.id, energy=True)
         while lines := await follower.next_lines():

@@ -10,11 +10,12 @@ import msgspec
 
 from engine.settings import PolicyOverrides, Secret, Settings
 from policies import load
-from policies.energy import EnergyPolicy
+from policies.council import GRACE_MAX_S, MEMBERS_MAX, MEMBERS_MIN, CouncilMethod
 from policies.json_schema import table_schema
 from policies.load import shipped
+from policies.prices import PRICE_MAX
+from policies.services import ServiceEntry
 from policies.source import parse
-from policies.tiers import TierPolicy
 from transport.wire.commands import PATTERN, Command
 from transport.wire.frames import SCHEMA_VERSION
 from transport.wire.json_schema import Documents, Json, asked, document, said
@@ -22,6 +23,55 @@ from transport.wire.messages import EVENT_KINDS, event_type, line_types, message
 from web.bodies import body_schemas
 
 MODEL_NAME: Final[Json] = {"type": "string", "maxLength": 330}
+POLICY_DOCS: Final = {
+    "tiers": "policies/tiers.yaml: what each tier and level allows",
+    "energy": "policies/energy.yaml: the constants of E(t) and EU",
+    "degrade": "policies/degrade.yaml: when the engine leaves out visuals, and when no more",
+    "ensemble": "policies/ensemble.yaml: the constants of disagreement, interference and resonance",
+    "prices": "policies/prices.yaml: what tokens cost elsewhere, as of a date",
+    "routes": "policies/routes.yaml: which models serve a capability",
+}
+_PRICE: Final[Json] = {"type": "number", "minimum": 0, "maximum": PRICE_MAX, "x-unit": "USD per million tokens"}
+_PRICES: Final[Json] = {"input_per_million": _PRICE, "output_per_million": _PRICE}
+_ROUTE: Final[Json] = {
+    "type": "object",
+    "required": ["provider", "model"],
+    "additionalProperties": False,
+    "properties": {"provider": {"type": "string"}, "model": MODEL_NAME, "endpoint": {"type": "string"}},
+}
+POLICY_PARTS: Final[Json] = {  # rows of those files that are free in form, by their paths
+    "prices": {
+        ("models",): {
+            "type": "object",
+            "propertyNames": MODEL_NAME,
+            "additionalProperties": {"type": "object", "additionalProperties": False, "properties": _PRICES},
+        },
+        ("instead_of",): {
+            "type": "object",
+            "additionalProperties": False,
+            "properties": {"name": {"type": "string"}, "as_of": {"type": "string"}, **_PRICES},
+        },
+    },
+    "routes": {
+        ("capabilities",): {"type": "object", "additionalProperties": {"type": "array", "items": _ROUTE}},
+    },
+}
+COUNCILS: Final[Json] = {
+    "type": "object",
+    "additionalProperties": {
+        "type": "object",
+        "required": ["members"],
+        "additionalProperties": False,
+        "properties": {
+            "members": {"type": "array", "items": {"type": "string"}, "minItems": MEMBERS_MIN, "maxItems": MEMBERS_MAX},
+            "method": {"enum": [method.value for method in CouncilMethod]},
+            "quorum": {"type": ["integer", "null"], "minimum": 1, "maximum": MEMBERS_MAX},
+            "grace_s": {"type": "number", "minimum": 0, "maximum": GRACE_MAX_S},
+            "stop_on_consensus": {"type": "boolean"},
+            "judge": {"type": ["string", "null"]},
+        },
+    },
+}
 ALIASES: Final[Json] = {"type": "object", "propertyNames": MODEL_NAME, "additionalProperties": MODEL_NAME}
 EXAMPLES_FILE: Final = "schema_examples.json"
 SECRET: Final[Json] = {"type": "string", "pattern": "^[!-~]{1,256}$", "writeOnly": True}
@@ -63,14 +113,20 @@ def _command_schemas() -> dict[str, tuple[str, Json]]:
 
 
 def _file_schemas() -> dict[str, tuple[str, Json]]:
-    policies = {"energy": EnergyPolicy, "tiers": TierPolicy}
-    instead: dict[Any, Json] = {Secret: SECRET, ("lens", "aliases"): ALIASES}
+    services = {"type": "object", "additionalProperties": table_schema(ServiceEntry, partial=True)}
+    instead: dict[Any, Json] = {
+        Secret: SECRET,
+        ("lens", "aliases"): ALIASES,
+        ("councils",): COUNCILS,
+        ("services", "table"): services,
+    }
     for field in typing.get_type_hints(PolicyOverrides):
-        instead["policies", field] = table_schema(policies[field], partial=True)
+        instead["policies", field] = table_schema(load.TABLES[field], partial=True, instead=POLICY_PARTS.get(field))
     return {
         "config": ("wf.yaml: every setting", table_schema(Settings, instead=instead)),
-        "policies.tiers": ("policies/tiers.yaml: what each tier and level allows", table_schema(TierPolicy)),
-        "policies.energy": ("policies/energy.yaml: the constants of E(t) and EU", table_schema(EnergyPolicy)),
+    } | {
+        f"policies.{name}": (POLICY_DOCS[name], table_schema(cls, instead=POLICY_PARTS.get(name)))
+        for name, cls in load.TABLES.items()
     }
 
 
@@ -78,8 +134,5 @@ def _examples() -> dict[str, list[Any]]:
     """Of messages and bodies: recorded ones. Of files: those that are shipped."""
     recorded: dict[str, list[Any]] = msgspec.json.decode(files("engine").joinpath(EXAMPLES_FILE).read_bytes())
     config = parse(files("policies").joinpath("wf.example.yaml").read_text("utf-8"), "wf.example.yaml")
-    return recorded | {
-        "config": [config.data],
-        "policies.tiers": [shipped("tiers").data],
-        "policies.energy": [shipped("energy").data],
-    }
+    policies = {f"policies.{name}": [shipped(name).data] for name in load.TABLES}
+    return recorded | {"config": [config.data]} | policies

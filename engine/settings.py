@@ -5,17 +5,22 @@ policies/wf.example.yaml shows them all. Values only: reading them is engine/con
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, Literal
 
 import attrs
 
+from engine.domain.generation import ResumeRules
 from engine.domain.models import is_model_name
+from engine.domain.synthesis import CouncilMethod
+from policies.council import NAMED, CouncilSpec
 from policies.leaving import LEAVE_PATTERN, LEAVE_WORDS
 from policies.schema import Misfit, row, section
 
 _HOST: Final = r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:.]{2,45}"
 _HOST_WORDS: Final = "an IP address or a host name"
 _RUNTIME: Final = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}"
+_MODEL: Final = rf"{_RUNTIME}(?:/{_RUNTIME}){{0,2}}(?::{_RUNTIME})?"
 _ALLOWED_HOST: Final = r"(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?"
 _ORIGIN: Final = r"[a-z][a-z0-9+.-]{0,31}://" + _ALLOWED_HOST
 RUNTIME_URL: Final = (
@@ -23,6 +28,8 @@ RUNTIME_URL: Final = (
 )
 KEY_WORDS: Final = "1–256 visible ASCII characters"
 _MIB: Final = 1_048_576
+_COUNCIL_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,79}")
+_COUNCIL_KEYS: Final = {field.name for field in attrs.fields(CouncilSpec)} - {"name"}
 
 
 @attrs.frozen(repr=False)
@@ -182,6 +189,49 @@ def _names(_instance: object, field: attrs.Attribute[Any], aliases: dict[str, An
             raise Misfit("a model's name for a model's name", None, (field.name, str(alias)))
 
 
+def council_specs(councils: dict[str, Any]) -> dict[str, CouncilSpec]:
+    """The configured councils by name. Raises Misfit naming the one that is none."""
+    return {name: _council(name, asked) for name, asked in councils.items()}
+
+
+def _council(name: str, asked: Any) -> CouncilSpec:
+    words = "a council like {members: [a, b], method: consensus}"
+    if not (_COUNCIL_NAME.fullmatch(name) and isinstance(asked, dict) and set(asked) <= _COUNCIL_KEYS):
+        raise Misfit(f"{words}, with no keys but {', '.join(sorted(_COUNCIL_KEYS))}", None, ("councils", name))
+    try:
+        more = {key: value for key, value in asked.items() if key not in ("members", "method")}
+        method = CouncilMethod(asked.get("method", CouncilMethod.CONSENSUS))
+        return CouncilSpec(NAMED + name, tuple(asked["members"]), method, **more)
+    except (KeyError, TypeError, ValueError) as error:
+        raise Misfit(f"{words} ({error})", None, ("councils", name)) from None
+
+
+def _councils(_instance: object, _field: attrs.Attribute[Any], councils: dict[str, Any]) -> None:
+    council_specs(councils)
+
+
+@attrs.frozen
+class ResumeSettings:
+    enabled: bool = row(
+        False, doc="go on with an answer whose runtime broke off, its text so far shown to the model; seams are marked"
+    )
+    attempts_max: int = row(1, doc="attempts to go on with one answer", unit="attempts", minimum=1, maximum=8)
+    on: Literal["same", "other"] = row("same", doc="who goes on: the same model, or the next of models")
+    models: tuple[str, ...] = row(
+        (),
+        doc="models that may go on with the answer of another, in this order",
+        pattern=_MODEL,
+        expectation="a model's name",
+    )
+    pause_s: float = row(
+        1.0, doc="before the first attempt, and so much longer before each further one", unit="s", minimum=0, maximum=60
+    )
+
+    @property
+    def rules(self) -> ResumeRules:
+        return ResumeRules(self.attempts_max, self.on, self.models, self.pause_s)
+
+
 @attrs.frozen
 class LensSettings:
     mode: Literal["active", "passive"] = row(
@@ -199,6 +249,14 @@ class LensSettings:
     body_bytes_max: int = row(
         32 * _MIB, doc="request body, drop-in APIs (images)", unit="bytes", minimum=1024, maximum=256 * _MIB
     )
+    head_wait_s: float = row(
+        10.0,
+        doc="a streaming client without an answer yet gets status 200 and keep-alives then; errors come in the stream",
+        unit="s",
+        minimum=0.1,
+        maximum=86_400,
+    )
+    resume: ResumeSettings = section(ResumeSettings, doc="answers that broke off")
 
 
 @attrs.frozen
@@ -206,6 +264,26 @@ class PoolSettings:
     pin_runner_options: bool = row(
         False,
         doc="drop the runner options (num_ctx and the like) of requests, so that none makes Ollama load a model again",
+    )
+    prefetch: Literal["auto", "none"] = row(
+        "auto",
+        doc="bring models into free memory before they are asked for: warm ones, members of councils, those used often",
+    )
+    warm: tuple[str, ...] = row(
+        (),
+        doc="models to bring into memory at the start, as far as there is room",
+        pattern=_MODEL,
+        expectation="a model's name like llama3.2:3b",
+    )
+    cooldown_s: float = row(
+        30.0, doc="a model loaded this short a time ago is not evicted for another", unit="s", minimum=0, maximum=3600
+    )
+    size_overhead: float = row(
+        1.2,
+        doc="what a model takes in memory, by its size on disk, until its runtime says so",
+        unit="times",
+        minimum=1,
+        maximum=10,
     )
 
 
@@ -221,6 +299,10 @@ class PolicyOverrides:
 
     energy: dict[str, Any] = row(attrs.Factory(dict), doc="changes to policies/energy.yaml")
     tiers: dict[str, Any] = row(attrs.Factory(dict), doc="changes to policies/tiers.yaml")
+    degrade: dict[str, Any] = row(attrs.Factory(dict), doc="changes to policies/degrade.yaml")
+    ensemble: dict[str, Any] = row(attrs.Factory(dict), doc="changes to policies/ensemble.yaml")
+    prices: dict[str, Any] = row(attrs.Factory(dict), doc="changes to policies/prices.yaml")
+    routes: dict[str, Any] = row(attrs.Factory(dict), doc="changes to policies/routes.yaml")
 
 
 @attrs.frozen
@@ -231,6 +313,25 @@ class SessionSettings:
     backlog_bytes_max: int = row(
         _MIB, doc="events kept per session for late readers", unit="bytes", minimum=65_536, maximum=64 * _MIB
     )
+
+
+@attrs.frozen
+class ServiceSettings:
+    enabled: bool = row(False, doc="offer the local services, each on a port of its own")
+    table: dict[str, Any] = row(
+        attrs.Factory(dict), doc="changes to policies/services.yaml: ports, models, and services of your own"
+    )
+    registry: str = row(
+        "serve",
+        doc="where the services register: serve (a registry of our own), the URL of another one, or off",
+        pattern=f"serve|off|{RUNTIME_URL}",
+        expectation="serve, off or a URL like http://127.0.0.1:6121",
+    )
+    registry_port: int = row(
+        6121, doc="port of our own registry of agents; 0 takes any free one", minimum=0, maximum=65535
+    )
+    router: Literal["serve", "off"] = row("serve", doc="say which model serves a capability: serve or off")
+    router_port: int = row(6103, doc="port of that router; 0 takes any free one", minimum=0, maximum=65535)
 
 
 @attrs.frozen
@@ -258,9 +359,18 @@ class Settings:
     synthetic: int | None = row(
         None, doc="seed of a made-up source marked SYNTHETIC, for tests and demos", minimum=0, maximum=2**63 - 1
     )
+    councils: dict[str, Any] = row(
+        attrs.Factory(dict),
+        doc="models that are several: name: {members: [a, b], method: best_certainty|consensus|first|judge, quorum: 2, "
+        "grace_s: 10, stop_on_consensus: false, judge: c}; asked as council/name",
+        validator=_councils,
+    )
     lens: LensSettings = section(LensSettings, doc="drop-in Ollama, OpenAI and Anthropic APIs")
     pull: Literal["explicit", "auto", "never"] = row(
         "explicit", doc="download models: explicit (when told to), auto (also when one is missing) or never"
+    )
+    services: ServiceSettings = section(
+        ServiceSettings, doc="local services: Llama 3.1, TinyLlama, a classifier, your own"
     )
     pool: PoolSettings = section(PoolSettings, doc="models in memory")
     allow_remote_runtimes: bool = row(False, doc="let a runtime be on another machine: prompts then leave this one")

@@ -1,33 +1,57 @@
-"""May a model be used now? Pure decisions of the model pool; the pool carries them out."""
+"""May models be used now, alone or together? Pure decisions of the model pool; the pool carries them out.
+
+Three things decide, in this order. The byte budget: what is in memory and what is asked for must fit, by the sizes that
+runtimes report, and by the size on disk times an overhead until they do. The counts: streams, models in use, models in
+memory. And the largest model that the tier takes. What can never be is refused with its numbers; what is only in use at
+the moment is waited for.
+
+A model of a runtime that neither loads nor tells what is in its memory has no size (null): it counts as nothing there,
+and only as a model in use.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Final
 
 import attrs
+
+from engine.domain.errors import EngineError, InsufficientMemory, TierLimitExceeded
+from policies.eviction import Slot, evictable, victims
+
+SIZE_OVERHEAD: Final = 1.2  # what a model takes in memory, by its size on disk: weights, context and buffers
+
+Numbers = Mapping[str, int | float | None]  # named with their units; nothing but figures
 
 
 @attrs.frozen
 class PoolCaps:
-    """Ceilings in force: concurrent streams, streams waiting, distinct models in use, models in memory."""
+    """Ceilings in force: concurrent streams, streams waiting, distinct models in use, models in memory; the bytes they
+    may take together and the largest one on disk (null: not limited)."""
 
     streams_max: int
     queued_max: int
     parallel_models_max: int
     loaded_models_max: int
+    budget_bytes: int | None = None
+    model_bytes_max: int | None = None
+    size_overhead: float = SIZE_OVERHEAD
+    cooldown_us: int = 0
+
+    def estimate_bytes(self, disk_bytes: int | None) -> int | None:
+        """What a model should take in memory, before its runtime says so."""
+        return None if disk_bytes is None else round(disk_bytes * self.size_overhead)
 
 
 @attrs.frozen
-class Slot:
-    """One model in memory, on its way there, or `leaving`. `leases` are streams using it or waiting for its load. A
-    pinned one is never evicted."""
+class Wanted:
+    """A model somebody wants: its size in memory as far as it is known, its size on disk, and for how many streams
+    (0: only into memory)."""
 
     model: str
-    leases: int
-    last_used_us: int
-    loading: bool = False
-    leaving: bool = False
-    pinned: bool = False
+    size_bytes: int | None = 0
+    disk_bytes: int | None = None
+    streams: int = 1
 
 
 @attrs.frozen
@@ -39,32 +63,199 @@ class Admit:
 
 @attrs.frozen
 class Wait:
-    """Not now: `reason` says for what."""
+    """Not now: `reason` says for what. `until_us` is when a model will have cooled down, null when that is not what
+    it waits for."""
 
     reason: str
+    numbers: Numbers = attrs.field(factory=dict)
+    until_us: int | None = None
 
 
-def admit(model: str, slots: Sequence[Slot], streams: int, caps: PoolCaps) -> Admit | Wait:
-    """May one more stream use `model`? Never evicts a model with leases, and never exceeds a cap.
+@attrs.frozen
+class Refuse:
+    """Never, as things are: TierLimitExceeded or InsufficientMemory, with the numbers in its details."""
 
-    `streams` counts leases over all models. The parallel cap counts distinct models in use, not streams.
+    error: EngineError
+
+
+Decided = Admit | Wait | Refuse
+
+
+def figures_of(error: EngineError) -> Numbers:
+    """The numbers of a refusal."""
+    return {name: value for name, value in error.details.items() if isinstance(value, int | float)}
+
+
+def budgets(ram_bytes: int | None, vram_bytes: int | None, ram_budget: int, vram_budget: int) -> tuple[int, int]:
+    """The bytes that models may take in main memory and on GPUs, by what the machine has (`ram_bytes` null: not known)
+    and what the tier allows. Memory that is not there is not given away, whatever the tier says: without a GPU
+    (`vram_bytes` null) main memory alone decides. The pool holds models against the sum of both, since runtimes split a
+    model between them and report one size."""
+    ram = ram_budget if ram_bytes is None else min(ram_budget, ram_bytes)
+    return ram, 0 if vram_bytes is None else min(vram_budget, vram_bytes)
+
+
+def admit(
+    wanted: Sequence[Wanted],
+    slots: Sequence[Slot],
+    streams: int,
+    caps: PoolCaps,
+    now_us: int = 0,
+    hot: Collection[str] = (),
+) -> Decided:
+    """May all of `wanted` (each model once) be used from now on, together? Never evicts a model that is in use, pinned
+    or cooling, and never exceeds a cap.
+
+    `streams` counts leases over all models. The parallel cap counts distinct models in use, not streams. `hot` are
+    models that the same caller has just done with: they need not cool down.
     """
-    if streams >= caps.streams_max:
-        return Wait(f"{caps.streams_max} streams are running, the most allowed at once")
-    mine = next((slot for slot in slots if slot.model == model), None)
-    in_use = [slot for slot in slots if slot.leases > 0]
-    if (mine is None or mine.leases == 0) and len(in_use) >= caps.parallel_models_max:
-        return Wait(f"{caps.parallel_models_max} models are in use, the most this tier allows at once")
-    if mine is not None:
+    refused = beyond(wanted, slots, caps)
+    if refused is not None:
+        return Refuse(refused)
+    names = {model.model for model in wanted}
+    if (wait := _busy(wanted, slots, streams, caps)) is not None:
+        return wait
+    if any(slot.leaving for slot in slots if slot.model in names):
+        return Wait("the model is being unloaded")
+    missing = _missing(wanted, slots)
+    if not any(model.size_bytes is not None for model in missing):
         return Admit()
-    surplus = sum(not slot.leaving for slot in slots) + 1 - caps.loaded_models_max
-    if surplus <= 0:
-        return Admit()
-    idle = sorted((slot for slot in slots if _evictable(slot)), key=lambda slot: slot.last_used_us)
-    if len(idle) < surplus:
-        return Wait(f"{caps.loaded_models_max} models are loaded, the most this tier allows, and none is idle")
-    return Admit(evict=tuple(slot.model for slot in idle[:surplus]))
+    models = sum(slot.counted for slot in slots) + sum(model.size_bytes is not None for model in missing)
+    size_bytes = sum(slot.size_bytes or 0 for slot in slots if slot.counted) + sum(m.size_bytes or 0 for m in missing)
+    surplus_bytes = 0 if caps.budget_bytes is None else size_bytes - caps.budget_bytes
+    others = [slot for slot in slots if slot.model not in names]
+    evict = victims(evictable(others, now_us, hot), models - caps.loaded_models_max, surplus_bytes)
+    if evict is not None:
+        return Admit(evict)
+    return _no_room(missing, others, slots, caps, now_us, too_many_bytes=surplus_bytes > 0)
 
 
-def _evictable(slot: Slot) -> bool:
-    return slot.leases == 0 and not (slot.loading or slot.leaving or slot.pinned)
+def beyond(wanted: Sequence[Wanted], slots: Sequence[Slot], caps: PoolCaps) -> EngineError | None:
+    """Why `wanted` can never be in memory together, even if everything that is not pinned went; None when it can."""
+    for model in wanted:
+        if caps.model_bytes_max is not None and (model.disk_bytes or 0) > caps.model_bytes_max:
+            return TierLimitExceeded(
+                f"{model.model} has {_gb(model.disk_bytes)} on disk, and this tier takes models up to "
+                f"{_gb(caps.model_bytes_max)}",
+                model=model.model,
+                model_bytes=model.disk_bytes,
+                model_bytes_max=caps.model_bytes_max,
+            )
+    for count, most, what in (
+        (sum(model.streams for model in wanted), caps.streams_max, "streams"),
+        (sum(model.streams > 0 for model in wanted), caps.parallel_models_max, "models in use"),
+    ):
+        if count > most:
+            return TierLimitExceeded(f"{count} {what} at once, and {most} are allowed", wanted=count, limit=most)
+    missing = [model for model in _missing(wanted, slots) if model.size_bytes is not None]
+    if not missing:
+        return None
+    names = {model.model for model in wanted}
+    pinned = [slot for slot in slots if slot.counted and slot.pinned and slot.model not in names]
+    stay = [slot for slot in slots if slot.counted and slot.model in names]
+    models = len(missing) + len(stay) + len(pinned)
+    if models > caps.loaded_models_max:
+        return TierLimitExceeded(
+            f"{models} models in memory ({len(pinned)} of them pinned), and this tier allows {caps.loaded_models_max}",
+            wanted=models,
+            pinned=len(pinned),
+            limit=caps.loaded_models_max,
+        )
+    needed = sum(m.size_bytes or 0 for m in missing) + sum(slot.size_bytes or 0 for slot in stay)
+    kept = sum(slot.size_bytes or 0 for slot in pinned)
+    if caps.budget_bytes is None or needed + kept <= caps.budget_bytes:
+        return None
+    besides = f", of which pinned models keep {_gb(kept)}" if kept else ""
+    return InsufficientMemory(
+        f"{_and(m.model for m in missing)} would take {_gb(needed)} of memory, and the budget is "
+        f"{_gb(caps.budget_bytes)}{besides}",
+        **memory(needed, slots, names, caps),
+    )
+
+
+def plan_waves(wanted: Sequence[Wanted], slots: Sequence[Slot], caps: PoolCaps) -> tuple[tuple[str, ...], ...] | Refuse:
+    """In which company `wanted` (each model once) can be used: one wave is together, else one wave after the other,
+    each taken into the first wave with room. What is in memory already goes first, so that no wave evicts what a later
+    one needs. Refused when a single one cannot be there, ever."""
+    for model in wanted:
+        if (error := beyond([model], slots, caps)) is not None:
+            return Refuse(error)
+    here = {slot.model for slot in slots if not slot.leaving}
+    waves: list[list[Wanted]] = []
+    for model in sorted(wanted, key=lambda model: model.model not in here):
+        for wave in waves:
+            if beyond([*wave, model], slots, caps) is None:
+                wave.append(model)
+                break
+        else:
+            waves.append([model])
+    order = [model.model for model in wanted]
+    return tuple(tuple(sorted((m.model for m in wave), key=order.index)) for wave in waves)
+
+
+def memory(needed_bytes: int, slots: Sequence[Slot], names: Collection[str], caps: PoolCaps) -> Numbers:
+    """The numbers of a decision on memory. `evictable_bytes` is what would be free if everything idle went."""
+    return {
+        "needed_bytes": needed_bytes,
+        "budget_bytes": caps.budget_bytes,
+        "used_bytes": sum(slot.size_bytes or 0 for slot in slots),
+        "evictable_bytes": sum(slot.size_bytes or 0 for slot in slots if slot.movable and slot.model not in names),
+    }
+
+
+def _missing(wanted: Sequence[Wanted], slots: Sequence[Slot]) -> list[Wanted]:
+    here = {slot.model for slot in slots if not slot.leaving}
+    return [model for model in wanted if model.model not in here]
+
+
+def _busy(wanted: Sequence[Wanted], slots: Sequence[Slot], streams: int, caps: PoolCaps) -> Wait | None:
+    more = sum(model.streams for model in wanted)
+    if more and streams + more > caps.streams_max:
+        numbers = {"streams": streams, "wanted_streams": more, "streams_max": caps.streams_max}
+        if more == 1:
+            return Wait(f"{caps.streams_max} streams are running, the most allowed at once", numbers)
+        return Wait(f"{streams} of {caps.streams_max} streams are running, and {more} are wanted at once", numbers)
+    in_use = {slot.model for slot in slots if slot.leases > 0}
+    new = {model.model for model in wanted if model.streams} - in_use
+    if new and len(in_use) + len(new) > caps.parallel_models_max:
+        most = caps.parallel_models_max
+        numbers = {"models_in_use": len(in_use), "wanted_models": len(new), "parallel_models_max": most}
+        if len(in_use) >= most:
+            return Wait(f"{most} models are in use, the most this tier allows at once", numbers)
+        return Wait(f"{len(in_use)} of {most} models are in use, and {len(new)} more are wanted at once", numbers)
+    return None
+
+
+def _no_room(
+    missing: Sequence[Wanted],
+    others: Sequence[Slot],
+    slots: Sequence[Slot],
+    caps: PoolCaps,
+    now_us: int,
+    *,
+    too_many_bytes: bool,
+) -> Wait:
+    needed = sum(model.size_bytes or 0 for model in missing)
+    names = {model.model for model in missing}
+    numbers = {
+        **memory(needed, slots, names, caps),
+        "loaded_models": sum(slot.counted for slot in slots),
+        "loaded_models_max": caps.loaded_models_max,
+    }
+    if too_many_bytes and caps.budget_bytes is not None:
+        full = f"{_gb(needed)} more do not fit into the budget of {_gb(caps.budget_bytes)}"
+    else:
+        full = f"{caps.loaded_models_max} models are loaded, the most this tier allows"
+    cooling = [slot.cool_until_us for slot in others if slot.movable and slot.cool_until_us > now_us]
+    if not cooling:
+        return Wait(f"{full}, and none is idle", numbers)
+    return Wait(f"{full}, and those that are idle were loaded a moment ago", numbers, min(cooling))
+
+
+def _and(names: Iterable[str]) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else str(last)
+
+
+def _gb(size_bytes: int | None) -> str:
+    return f"{(size_bytes or 0) / 1e9:.1f} GB"

@@ -6,12 +6,17 @@ import functools
 import hashlib
 import importlib.resources
 import json
-from typing import Final, TypeVar
+from collections.abc import Mapping
+from typing import Any, Final
 
 import attrs
 
 from engine.domain.errors import ConfigError
+from policies.degrade import DegradePolicy
 from policies.energy import EnergyPolicy
+from policies.ensemble import EnsemblePolicy
+from policies.prices import PricePolicy
+from policies.routing import RoutePolicy
 from policies.schema import rejected, strict_converter, structure
 from policies.source import Document, parse
 from policies.tiers import TierPolicy
@@ -20,8 +25,6 @@ SCHEMA_VERSION: Final = "1.0"
 HASH_CHARS: Final = 12
 NO_CHANGES: Final = Document("no changes")
 
-T = TypeVar("T")
-
 
 @attrs.frozen
 class Policies:
@@ -29,28 +32,38 @@ class Policies:
 
     energy: EnergyPolicy
     tiers: TierPolicy
+    degrade: DegradePolicy
+    ensemble: EnsemblePolicy
+    prices: PricePolicy
+    routes: RoutePolicy
     policy_hash: str
 
 
-def load_policies(energy: Document = NO_CHANGES, tiers: Document = NO_CHANGES) -> Policies:
-    """The shipped data with the user's changes over them, key by key.
+TABLES: Final[Mapping[str, type]] = {  # the files that have changes of the user's over them, by name
+    "energy": EnergyPolicy,
+    "tiers": TierPolicy,
+    "degrade": DegradePolicy,
+    "ensemble": EnsemblePolicy,
+    "prices": PricePolicy,
+    "routes": RoutePolicy,
+}
+
+
+def load_policies(**changes: Document) -> Policies:
+    """The shipped data with the user's changes over them, key by key; `changes` are by the names of TABLES.
 
     Raises ConfigError with one line per misfit; a user's key is named by the place it came from. Reads package files.
     """
     problems: list[str] = []
-
-    def load(name: str, changes: Document, cls: type[T]) -> T | None:
+    found: dict[str, Any] = {}
+    for name, cls in TABLES.items():
         try:
-            return structure(shipped(name).overlay(changes), cls, _converter())
+            found[name] = structure(shipped(name).overlay(changes.get(name, NO_CHANGES)), cls, _converter())
         except ConfigError as error:
             problems.extend(error.details["problems"])
-            return None
-
-    energy_policy = load("energy", energy, EnergyPolicy)
-    tier_policy = load("tiers", tiers, TierPolicy)
-    if energy_policy is None or tier_policy is None:
+    if problems:
         raise rejected(problems)
-    return Policies(energy_policy, tier_policy, _hash(energy_policy, tier_policy))
+    return Policies(**found, policy_hash=_hash(**found))
 
 
 @functools.cache
@@ -63,8 +76,8 @@ def shipped(name: str) -> Document:
 _converter = functools.cache(strict_converter)  # building its code takes longer than using it
 
 
-def _hash(energy: EnergyPolicy, tiers: TierPolicy) -> str:
+def _hash(**tables: attrs.AttrsInstance) -> str:
     """First 12 hex digits of SHA-256 over the values as canonical JSON: sorted keys, no spaces, floats as floats."""
-    data = {"energy": attrs.asdict(energy), "tiers": attrs.asdict(tiers)}
+    data = {name: attrs.asdict(table) for name, table in tables.items()}
     text = json.dumps(data, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
     return hashlib.sha256(text.encode("ascii")).hexdigest()[:HASH_CHARS]

@@ -92,13 +92,22 @@ class TierPolicy:
         return min(self.level(number).max_models, self.limits(tier).max_parallel_models)
 
 
+def below(tier: Tier) -> Tier:
+    """The next lower tier; low is below itself."""
+    order = (Tier.LOW, Tier.MID, Tier.HIGH)
+    return order[max(0, order.index(Tier.HIGH if tier is Tier.HYBRID else tier) - 1)]
+
+
 @attrs.frozen
 class TierChoice:
-    """The tier in force and why; `warning` when the user chose more than the machine shows."""
+    """The tier in force and why; `warning` when the user chose more than the machine shows. What memory the machine
+    has: null where it is not known (of a GPU: or where there is none)."""
 
     tier: Tier
     reason: str
     warning: str | None = None
+    ram_bytes: int | None = None
+    vram_bytes: int | None = None
 
 
 def detect_tier(policy: TierPolicy, ram_bytes: int, vram_bytes: int | None) -> tuple[Tier, str]:
@@ -123,10 +132,19 @@ def choose_tier(policy: TierPolicy, wanted: Tier | None, ram_bytes: int, vram_by
     """`wanted`, or the detected tier when that is None. Choosing less is free, choosing more comes with a warning."""
     found, reason = detect_tier(policy, ram_bytes, vram_bytes)
     if wanted is None:
-        return TierChoice(found, reason)
+        return TierChoice(found, reason, None, ram_bytes, vram_bytes)
     place = DETECTABLE.index(Tier.HIGH if wanted is Tier.HYBRID else wanted)
     warning = f"tier {wanted} is more than was found ({reason})" if place < DETECTABLE.index(found) else None
-    return TierChoice(wanted, "chosen by the configuration", warning)
+    return TierChoice(wanted, "chosen by the configuration", warning, ram_bytes, vram_bytes)
+
+
+def is_below(limits: TierLimits, tps: float | None, ttft_warm_ms: float | None) -> bool | None:
+    """Is what was measured of a model slower than the tier aims at, in tokens/s or to its first token once it is in
+    memory? Null when neither was measured. It is said, and nothing is refused for it."""
+    if tps is None and ttft_warm_ms is None:
+        return None
+    slow = tps is not None and tps < limits.tps_minimum
+    return slow or (ttft_warm_ms is not None and ttft_warm_ms > limits.ttft_warm_ms)
 
 
 def _gb(size_bytes: int) -> str:

@@ -133,6 +133,13 @@ NATIVE: Final[tuple[Call, ...]] = (
     ),
     Call("GET", "/models", "models", "List models", (_json(200, "All models of all runtimes", "models"),)),
     Call(
+        "GET", "/models/{name}/why", "models", "Why is a model where it is",
+        (_json(200, "The last decisions on it, with their numbers", "models.why"),),
+        parameters=(Parameter("name", "path", "as listed in `GET /models`; slashes may stand as they are",
+                              "embedded/lexicon"),),
+        errors=(ModelNotFound,),
+    ),
+    Call(
         "POST", "/models/load", "models", "Bring a model into memory",
         (_json(200, "It is there", "models.load.response"),),
         doc="An absent model is downloaded first where the configuration allows it; its steps are told as "

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import re
 import secrets
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeVar
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
-from quart import Request, Response, g, jsonify, request
+from quart import Blueprint, Request, Response, g, jsonify, request
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
@@ -52,14 +52,7 @@ def create_app(
     body_timeout_s: float,
 ) -> QuartTrio:
     """The app over a running engine. It owns nothing: stopping it stops nobody's session but those of its callers."""
-    app = QuartTrio("wf", static_folder=None)
-    app.request_class = _sized_requests(app.request_class, body_bytes_max, lens_body_bytes_max)
-    app.config["BODY_TIMEOUT"] = body_timeout_s
-    app.config["RESPONSE_TIMEOUT"] = None
-    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
-    app.url_map.merge_slashes = False  # else `//` answers with a redirect page
-    app.asgi_http_class = RequestConnection
-    for routes in (
+    routes = (
         generate.blueprint(engine),
         models.blueprint(engine),
         pull.blueprint(engine),
@@ -67,11 +60,28 @@ def create_app(
         lens_ollama.blueprint(engine),
         lens_openai.blueprint(engine),
         lens_anthropic.blueprint(engine),
-    ):
-        app.register_blueprint(routes)
-    app.register_blueprint(page.blueprint(engine, assets))
-    app.register_blueprint(schema_docs.blueprint(schemas))
-    app.register_blueprint(docs_page.blueprint(openapi_document(schemas), assets))
+        page.blueprint(engine, assets),
+        schema_docs.blueprint(schemas),
+        docs_page.blueprint(openapi_document(schemas), assets),
+    )
+    return app_of(
+        routes, body_bytes_max=body_bytes_max, lens_body_bytes_max=lens_body_bytes_max, body_timeout_s=body_timeout_s
+    )
+
+
+def app_of(
+    routes: Iterable[Blueprint], *, body_bytes_max: int, lens_body_bytes_max: int, body_timeout_s: float
+) -> QuartTrio:
+    """These routes with what every app of ours has: limits on bodies, request ids, headers and error bodies."""
+    app = QuartTrio("wf", static_folder=None)
+    app.request_class = _sized_requests(app.request_class, body_bytes_max, lens_body_bytes_max)
+    app.config["BODY_TIMEOUT"] = body_timeout_s
+    app.config["RESPONSE_TIMEOUT"] = None
+    app.config["PROVIDE_AUTOMATIC_OPTIONS"] = False
+    app.url_map.merge_slashes = False  # else `//` answers with a redirect page
+    app.asgi_http_class = RequestConnection
+    for blueprint in routes:
+        app.register_blueprint(blueprint)
 
     @app.before_request
     async def name_request() -> None:

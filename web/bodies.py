@@ -50,7 +50,7 @@ class Health(msgspec.Struct):
 
 class ModelEntry(msgspec.Struct):
     """`tps` and `ttft_ms` (model in memory) are measured here, null before that; other nulls: the runtime does not
-    tell."""
+    tell. `below_tier`: slower than the tier aims at."""
 
     name: str
     runtime: str
@@ -64,6 +64,63 @@ class ModelEntry(msgspec.Struct):
     details: dict[str, Any]
     tps: float | None
     ttft_ms: float | None
+    below_tier: bool | None
+
+
+class Memory(msgspec.Struct):
+    """Models are held against the sum of both budgets: what the tier allows, of what the machine has (without a GPU, 0
+    there)."""
+
+    ram_total_bytes: int
+    ram_budget_bytes: int
+    vram_budget_bytes: int
+    used_bytes: int
+
+
+class DecisionEntry(msgspec.Struct):
+    """What the pool decided about a model, and its numbers, named with their units. `times`: so often in a row, `at`
+    the last of them."""
+
+    at: Moment
+    decision: str
+    reason: str | None
+    times: int
+    numbers: dict[str, float | None]
+
+
+class QueuePlace(msgspec.Struct):
+    """Somebody waits for a model; `wait_ms` is estimated from what was measured, null as long as nothing was."""
+
+    position: int | None
+    reason: str | None
+    wait_ms: float | None
+
+
+class Outlook(msgspec.Struct):
+    """What would happen if it were asked for now: `ready`, `load`, `wait` or `refuse`."""
+
+    outcome: str
+    reason: str | None
+    evict: list[str]
+    numbers: dict[str, float | None]
+
+
+class Why(msgspec.Struct):
+    """Why a model is loaded, waited for, refused or gone. `expected_bytes`: what it takes or will take, null when its
+    runtime tells neither its size nor that; `cools_for_ms`: so long it is not evicted for another."""
+
+    model: str
+    state: ModelState
+    size_bytes: int | None
+    resident_bytes: int | None
+    expected_bytes: int | None
+    leases: int
+    pinned: bool
+    cools_for_ms: float
+    now: Outlook
+    waiting: list[QueuePlace]
+    decisions: list[DecisionEntry]
+    memory: Memory
 
 
 class VirtualModel(msgspec.Struct):
@@ -77,13 +134,6 @@ class PullEntry(msgspec.Struct):
     name: str
     status: str
     progress: float | None
-
-
-class Memory(msgspec.Struct):
-    ram_total_bytes: int
-    ram_budget_bytes: int
-    vram_budget_bytes: int
-    used_bytes: int
 
 
 class Models(msgspec.Struct):
@@ -156,12 +206,17 @@ class ClientFigures(msgspec.Struct):
 
 
 class PoolFigures(msgspec.Struct):
-    """Since the start. `lost`: models that a runtime dropped by itself; `reloads`: loaded again although in memory."""
+    """Since the start. `lost`: models that a runtime dropped by itself; `reloads`: loaded again although in memory;
+    `refused`: could never be had; `thrashes`: loaded again less than a cool-down after they were evicted; `prefetches`:
+    loads that nobody had asked for."""
 
     loads: int
     evictions: int
     lost: int
     reloads: int
+    refused: int
+    thrashes: int
+    prefetches: int
     runner_options_dropped: int
 
 
@@ -176,12 +231,22 @@ class Drops(msgspec.Struct):
 
     frames_merged: int
     energy_replaced: int
+    tokens_text_only: int
+    frames_without_patterns: int
     client_frames_merged: int
     clients_closed_slow: int
     backlogs_cut: int
     orphan_tokens: int
     unmeasured_tokens: int
     bad_messages: int
+
+
+class DegradeLevel(msgspec.Struct):
+    """How often a level of degradation was entered (0 is normal), and the time spent in it."""
+
+    degrade: int
+    entries: int
+    time_s: float
 
 
 class SystemFigures(msgspec.Struct):
@@ -194,6 +259,7 @@ class SystemFigures(msgspec.Struct):
     frames_missed: int
     queues: list[FlowStats]
     degrade: int
+    degrade_levels: list[DegradeLevel]
     drops: Drops
     rss_bytes: int | None
     rss_peak_bytes: int
@@ -255,6 +321,7 @@ ANSWERS: Final[dict[str, tuple[type[msgspec.Struct], str]]] = {
     "models.load.response": (LoadAnswer, "answer of POST /models/load"),
     "models.unload.response": (UnloadAnswer, "answer of POST /models/unload"),
     "models": (Models, "answer of GET /models"),
+    "models.why": (Why, "answer of GET /models/{name}/why"),
     "health": (Health, "answer of GET /health"),
     "stats": (Stats, "answer of GET /stats"),
     "bootstrap": (Bootstrap, "answer of GET /api/bootstrap, for this engine's own page"),

@@ -9,10 +9,12 @@ from typing import Any, Final
 import trio
 from quart import Blueprint, Response, request
 
+from actors.catalog import ModelRef
 from actors.session import Session, SessionRequest
 from actors.session_log import Line
 from engine.domain.errors import InvalidRequest, Overloaded
 from engine.domain.generation import EndReason, Origin
+from engine.domain.synthesis import CouncilMethod
 from transport.wire.frames import sse
 from web.handles import Engine, on_leave
 from web.schemas import GenerateBody, StopBody, decode, generation_request
@@ -28,11 +30,11 @@ def blueprint(engine: Engine) -> Blueprint:
     @routes.post("/generate")
     async def generate() -> Response | tuple[dict[str, Any], int]:
         body = decode(await request.get_data(as_text=False), GenerateBody)
-        model = await engine.pulls.resolve(body.model, explicit=False)
+        model = await _asked_model(engine, body)
         generation = generation_request(body, model.info.name)
         if generation.runner_options and model.runtime.kind != "ollama":
             raise InvalidRequest(f"runner_options: they are Ollama's, and {model.name} runs in {model.runtime.name}")
-        asked = SessionRequest(model, generation, _origin(), body.mode)
+        asked = SessionRequest(model, generation, _origin())
         session = engine.sessions.start(asked)
         if body.stream:
             on_leave(request.scope, partial(session.stop, EndReason.ABORTED))
@@ -41,7 +43,7 @@ def blueprint(engine: Engine) -> Blueprint:
             "session_id": session.id,
             "stream_url": f"/stream/{session.id}",
             "ws_url": f"{engine.ws_origin(request.host)}/ws",
-            "models": [session.asked.model.name],
+            "models": list(session.asked.models),
             "dropped_models": list(session.asked.dropped_models),
         }, 202
 
@@ -63,6 +65,20 @@ def blueprint(engine: Engine) -> Blueprint:
         }
 
     return routes
+
+
+async def _asked_model(engine: Engine, body: GenerateBody) -> ModelRef:
+    """The model, or the council, that the body names. Raises InvalidRequest, and as the pool's gates do."""
+    if (body.model is None) == (body.models is None):
+        raise InvalidRequest("give exactly one of `model` and `models`")
+    if body.models is None:
+        if body.mode != "single":
+            raise InvalidRequest(f"mode: {body.mode} takes `models`, a list of 2 to 6 names", field="mode")
+        return await engine.pulls.resolve(body.model or "", explicit=False)
+    if body.mode == "single":
+        raise InvalidRequest("mode: single takes `model`; give council or turbo for `models`", field="mode")
+    method = None if body.method is None else CouncilMethod(body.method)
+    return await engine.pulls.council(body.models, body.mode, body.on_excess, method, body.judge)
 
 
 def _origin() -> Origin:

@@ -16,8 +16,10 @@ from actors.mapper import MapperCounters
 from actors.pulls import ModelPulls
 from actors.session import SessionTable
 from engine.domain.events import SessionSignal
-from engine.domain.generation import Clock
+from engine.domain.generation import Clock, ResumeRules
 from engine.domain.telemetry import Telemetry
+from policies.tiers import TierLimits
+from web.lens.calls import CallsInFlight
 
 _LEAVE: Final = "wf.leave"
 
@@ -49,6 +51,7 @@ class EngineFacts:
     ram_total_bytes: int
     ram_budget_bytes: int
     vram_budget_bytes: int
+    tier_limits: TierLimits
     suggested_model: str  # one that fits the tier
     remote: bool  # other machines may connect
 
@@ -60,7 +63,11 @@ class LensRules:
     mode: str  # active | passive
     on_disconnect: str
     aliases: Mapping[str, str]
+    head_wait_s: float
+    resume_enabled: bool
+    resume: ResumeRules
     without_path: set[tuple[str, str]] = attrs.field(factory=set)  # runtimes, and paths that they do not have
+    calls: CallsInFlight = attrs.field(factory=CallsInFlight)
 
 
 @attrs.frozen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,8 @@ from actors.catalog import ModelRef
 from engine.domain.errors import UpstreamTimeout
 from engine.domain.generation import GenerationRequest, Parameters
 from engine.domain.models import ModelState
+from policies.admission import Admit, Decided, Numbers, Refuse, Wait, figures_of
+from policies.tiers import is_below
 from web.handles import Engine
 from web.lens.flow import tell_of
 from web.schemas import LoadBody, UnloadBody, decode
@@ -23,7 +26,6 @@ def blueprint(engine: Engine) -> Blueprint:
     @routes.get("/models")
     async def models() -> dict[str, Any]:
         await engine.catalog.refresh()
-        facts = engine.facts
         return {
             "models": [model_entry(engine, model) for model in engine.catalog.models],
             "virtual": [],
@@ -31,14 +33,14 @@ def blueprint(engine: Engine) -> Blueprint:
                 {"name": name, "status": progress.status, "progress": progress.share}
                 for name, progress in engine.pulls.under_way().items()
             ],
-            "memory": {
-                "ram_total_bytes": facts.ram_total_bytes,
-                "ram_budget_bytes": facts.ram_budget_bytes,
-                "vram_budget_bytes": facts.vram_budget_bytes,
-                "used_bytes": engine.pool.pool.resident_bytes,
-            },
-            "tier": facts.tier,
+            "memory": _memory(engine),
+            "tier": engine.facts.tier,
         }
+
+    @routes.get("/models/<path:name>/why")
+    async def why(name: str) -> dict[str, Any]:
+        model = await engine.catalog.resolve(name)
+        return _why(engine, model)
 
     @routes.post("/models/load")
     async def load() -> dict[str, Any]:
@@ -86,7 +88,65 @@ def model_entry(engine: Engine, model: ModelRef) -> dict[str, Any]:
         "details": model.info.details,
         "tps": None if figures is None else figures.tps_average,
         "ttft_ms": None if figures is None else figures.ttft_warm_ms,
+        "below_tier": None
+        if figures is None
+        else is_below(engine.facts.tier_limits, figures.tps_average, figures.ttft_warm_ms),
     }
+
+
+def _memory(engine: Engine) -> dict[str, Any]:
+    facts = engine.facts
+    return {
+        "ram_total_bytes": facts.ram_total_bytes,
+        "ram_budget_bytes": facts.ram_budget_bytes,
+        "vram_budget_bytes": facts.vram_budget_bytes,
+        "used_bytes": engine.pool.pool.resident_bytes,
+    }
+
+
+def _why(engine: Engine, model: ModelRef) -> dict[str, Any]:
+    pool = engine.pool.pool
+    status, standing = pool.status(model.name), pool.standing(model)
+    return {
+        "model": model.name,
+        "state": status.state,
+        "size_bytes": model.info.size_bytes,
+        "resident_bytes": status.resident_bytes,
+        "expected_bytes": standing.expected_bytes,
+        "leases": status.leases,
+        "pinned": standing.pinned,
+        "cools_for_ms": standing.cools_for_ms,
+        "now": _outlook(standing.now, status.state),
+        "waiting": [
+            {"position": news.position, "reason": news.reason, "wait_ms": news.wait_ms}
+            for news in pool.waiting(model.name)
+        ],
+        "decisions": [
+            {
+                "at": _wall_time(engine, decision.at_us),
+                "decision": decision.kind,
+                "reason": decision.reason,
+                "times": decision.times,
+                "numbers": dict(decision.numbers),
+            }
+            for decision in pool.decisions.of(model.name)
+        ],
+        "memory": _memory(engine),
+    }
+
+
+def _outlook(decision: Decided, state: ModelState) -> dict[str, Any]:
+    match decision:
+        case Refuse(error=error):
+            return _outcome("refuse", error.message, (), figures_of(error))
+        case Wait():
+            return _outcome("wait", decision.reason, (), decision.numbers)
+        case Admit(evict=evict):
+            return _outcome("ready" if state is ModelState.READY else "load", None, evict, {})
+
+
+def _outcome(outcome: str, reason: str | None, evict: Sequence[str], numbers: Numbers) -> dict[str, Any]:
+    return {"outcome": outcome, "reason": reason, "evict": list(evict), "numbers": dict(numbers)}
 
 
 def _wall_time(engine: Engine, at_us: int) -> str:

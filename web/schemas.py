@@ -46,10 +46,14 @@ class RunnerOptionsBody(msgspec.Struct, forbid_unknown_fields=True, omit_default
 
 
 class GenerateBody(msgspec.Struct, forbid_unknown_fields=True):
-    """Exactly one of `prompt` and `messages`."""
+    """Exactly one of `prompt` and `messages`, and of `model` and `models`. A council takes `models`; `judge` is the
+    model that chooses, with method judge."""
 
-    model: Name
-    mode: Literal["single"] = "single"
+    model: Name | None = None
+    models: Annotated[list[Name], msgspec.Meta(min_length=1, max_length=64)] | None = None
+    mode: Literal["single", "council", "turbo"] = "single"
+    method: Literal["best_certainty", "consensus", "first", "judge"] | None = None
+    judge: Name | None = None
     prompt: str | None = None
     messages: Annotated[list[MessageBody], msgspec.Meta(min_length=1, max_length=1024)] | None = None
     parameters: ParametersBody = msgspec.field(default_factory=ParametersBody)

@@ -11,7 +11,7 @@ from quart import Blueprint
 
 from actors.session import SessionReport, SessionRequest
 from engine.domain.runtime import Puller, Runtime
-from engine.domain.telemetry import percentile
+from engine.domain.telemetry import DEGRADE_LEVELS, DegradeFigures, percentile
 from policies.advice import RuntimeView, advise
 from web.handles import Engine
 
@@ -134,10 +134,13 @@ def _system(engine: Engine) -> dict[str, Any]:
         "frames": counter.last - counter.missed,
         "frames_missed": counter.missed,
         "queues": [attrs.asdict(flow) for flow in engine.flows()],
-        "degrade": 0,
+        "degrade": telemetry.degrade.level,
+        "degrade_levels": _degrade_levels(telemetry.degrade, engine.clock()),
         "drops": {
             "frames_merged": counter.merged,
-            "energy_replaced": counter.dropped_visual + hub.dropped_energy,
+            "energy_replaced": counter.energy_replaced + hub.dropped_energy,
+            "tokens_text_only": counter.text_only,
+            "frames_without_patterns": counter.without_patterns,
             "client_frames_merged": hub.merged_frames,
             "clients_closed_slow": hub.closed_slow,
             "backlogs_cut": hub.backlogs_cut,
@@ -151,6 +154,13 @@ def _system(engine: Engine) -> dict[str, Any]:
         "cpu_s": usage.ru_utime + usage.ru_stime,
         "cpu_percent": 100 * time.process_time() / max(1e-6, engine.clock() / 1e6),
     }
+
+
+def _degrade_levels(figures: DegradeFigures, now_us: int) -> list[dict[str, Any]]:
+    return [
+        {"degrade": level, "entries": figures.entries[level], "time_s": figures.spent_us(level, now_us) / 1e6}
+        for level in range(DEGRADE_LEVELS)
+    ]
 
 
 def _rss_bytes() -> int | None:

@@ -8,11 +8,13 @@ EngineError                        code, HTTP status, retryable, public message,
  │   ├─ InvalidRequest 400         ├─ Unauthorized 401       ├─ Forbidden 403         ├─ ForbiddenOrigin 403
  │   ├─ NotFound 404               ├─ ModelNotFound 404      ├─ SessionNotFound 404   ├─ MethodNotAllowed 405
  │   ├─ RequestTimeout 408         ├─ SessionConflict 409    ├─ PayloadTooLarge 413
- │   └─ UnsupportedMediaType 415   └─ TierLimitExceeded 429
+ │   ├─ UnsupportedMediaType 415   ├─ TierLimitExceeded 429   ├─ LevelLocked 403
+ │   └─ TurboNotAvailable 403
  ├─ RuntimeFault                   the far side is at fault
  │   ├─ RuntimeUnavailable 503     ├─ ModelLoadFailed 502    ├─ ModelLoadTimeout 504
  │   ├─ UpstreamProtocolError 502  ├─ UpstreamTruncated 502  └─ UpstreamTimeout 504
  ├─ Overloaded 503                 a bounded queue is full; the details say which and how long
+ ├─ InsufficientMemory 507         the models asked for do not fit; the details have the numbers
  └─ InternalError 500              a bug; the request id finds it in the log
 """
 
@@ -89,6 +91,18 @@ class ForbiddenOrigin(CallerError):
     code, status = "FORBIDDEN_ORIGIN", 403
 
 
+class LevelLocked(CallerError):
+    """What is asked for is unlocked at a higher level."""
+
+    code, status = "LEVEL_LOCKED", 403
+
+
+class TurboNotAvailable(CallerError):
+    """The tier has no turbo."""
+
+    code, status = "TURBO_NOT_AVAILABLE", 403
+
+
 class NotFound(CallerError):
     code, status = "NOT_FOUND", 404
 
@@ -155,5 +169,18 @@ class UpstreamTimeout(RuntimeFault):
     code, status, retryable = "UPSTREAM_TIMEOUT", 504, True
 
 
+class FallbackFailed(EngineError):
+    """Nobody who could have answered did; the details say why for each."""
+
+    code, status, retryable = "FALLBACK_FAILED", 503, True
+
+
 class Overloaded(EngineError):
     code, status, retryable = "OVERLOADED", 503, True
+
+
+class InsufficientMemory(EngineError):
+    """The models asked for do not fit into the memory budget, whatever is evicted. Details: needed_bytes, budget_bytes,
+    used_bytes, evictable_bytes."""
+
+    code, status = "INSUFFICIENT_MEMORY", 507

@@ -10,8 +10,10 @@ from typing import Any, Final, Literal
 
 import attrs
 
+from engine.domain.council import CouncilChosen, CouncilFormed, CouncilPayload, MemberEnded, MemberStarted
 from engine.domain.energy import EnergyParams, EnergySample, Phase, StreamEnergy
-from engine.domain.generation import EndReason, Origin, Parameters, Token
+from engine.domain.ensemble import EnsembleParams, EnsembleReading
+from engine.domain.generation import EndReason, Origin, Parameters, StreamRef, Token
 from engine.domain.models import ModelState
 
 SESSION_START: Final = "experience.session_start"
@@ -20,17 +22,11 @@ MODEL: Final = "experience.model"
 SESSION_END: Final = "experience.session_end"
 ENERGY_UPDATE: Final = "energy.update"
 HEARTBEAT: Final = "system.heartbeat"
+DEGRADE: Final = "system.degrade"
+
+DegradeReason = Literal["queue", "overruns", "recovered"]
 
 # ── from a session to the mapper, and on to the composer ────────────────────────────────────────────────────────────
-
-
-@attrs.frozen
-class StreamRef:
-    """One model stream of a session; `model` is its public name."""
-
-    session_id: str
-    stream_id: str
-    model: str
 
 
 @attrs.frozen
@@ -46,6 +42,7 @@ class SessionOpened:
     energy_params: EnergyParams
     origin: Origin
     synthetic: bool
+    ensemble_params: EnsembleParams | None = None  # of a council
 
 
 @attrs.frozen
@@ -89,7 +86,8 @@ class SessionClosed:
     )
 
 
-SessionSignal = SessionOpened | TokenBatch | ModelChanged | SessionClosed
+CouncilSignal = CouncilFormed | MemberStarted | MemberEnded | CouncilChosen
+SessionSignal = SessionOpened | TokenBatch | ModelChanged | CouncilSignal | SessionClosed
 
 
 @attrs.frozen
@@ -101,7 +99,7 @@ class SampleBatch:
     state: StreamEnergy
 
 
-MappedSignal = SessionOpened | SampleBatch | ModelChanged | SessionClosed
+MappedSignal = SessionOpened | SampleBatch | ModelChanged | CouncilSignal | SessionClosed
 
 # ── payloads of events ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -117,15 +115,19 @@ class SessionStartPayload:
     synthetic: bool
     streams: tuple[StreamRef, ...]
     start_us: int
+    ensemble_params: EnsembleParams | None = None  # null: no council
 
 
 @attrs.frozen
 class TokensPayload:
-    """Tokens of one stream since the frame before; encoded with or without their top-K lists."""
+    """Tokens of one stream since the frame before; encoded with or without their top-K lists. Under load
+    (policies/degrade.yaml) these are left out, and what is not text of the first `text_only` tokens."""
 
     stream_id: str
     model: str
     samples: tuple[EnergySample, ...]
+    text_only: int = 0
+    with_top: bool = True
 
 
 @attrs.frozen
@@ -162,14 +164,14 @@ class StreamReading:
 @attrs.frozen
 class EnergyUpdatePayload:
     """`tokens` and `eu_frame` are of this tick; `eu_rate` is EU per second, the one per-frame average. `ensemble` is
-    null with fewer than two streams."""
+    null without a council, and while none of its members has an energy."""
 
     tokens: int
     eu_frame: float
     eu_total: float
     eu_rate: float
     streams: tuple[StreamReading, ...]
-    ensemble: None = None
+    ensemble: EnsembleReading | None = None
 
 
 @attrs.frozen
@@ -217,8 +219,27 @@ class HeartbeatPayload:
     degrade: int
 
 
+@attrs.frozen
+class DegradePayload:
+    """The engine leaves out more, or less again: the level 0–4 in force, the one `before`, and what was measured when
+    it changed: batches waiting before the composer, and the time the frame before took."""
+
+    level: int
+    before: int
+    reason: DegradeReason
+    queue_depth: int
+    frame_ms: float
+
+
 Payload = (
-    HeartbeatPayload | SessionStartPayload | TokensPayload | ModelPayload | EnergyUpdatePayload | SessionEndPayload
+    HeartbeatPayload
+    | DegradePayload
+    | SessionStartPayload
+    | TokensPayload
+    | ModelPayload
+    | EnergyUpdatePayload
+    | CouncilPayload
+    | SessionEndPayload
 )
 
 

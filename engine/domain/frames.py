@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import attrs
 
+from engine.domain.council import CouncilChosen, CouncilFormed, MemberEnded, MemberStarted
+from engine.domain.council_frames import CouncilState
 from engine.domain.energy import MICRO, EnergyParams, EnergySample, Phase, StreamEnergy, read
+from engine.domain.ensemble import EnsembleParams
 from engine.domain.events import (
     ENERGY_UPDATE,
     MODEL,
@@ -24,9 +27,9 @@ from engine.domain.events import (
     SessionSummary,
     SessionTotals,
     StreamReading,
-    StreamRef,
     TokensPayload,
 )
+from engine.domain.generation import StreamRef
 
 EU_DECIMALS = 3
 
@@ -34,7 +37,8 @@ EU_DECIMALS = 3
 @attrs.frozen
 class Perf:
     """How the frame itself went. `merged` counts frames whose events were folded into a later one, `dropped_visual`
-    energy snapshots that a newer one replaced; both since the engine started."""
+    energy snapshots that a newer one replaced and tokens told as text alone; both since the engine started.
+    `queue_depth` is the batches still waiting before the composer, `degrade` the level 0–4 (policies/degrade.yaml)."""
 
     lateness_ms: float
     frame_ms: float
@@ -73,12 +77,16 @@ class _Session:
     params: EnergyParams
     start_us: int
     streams: dict[str, _Stream]
+    ensemble_params: EnsembleParams | None = None
+    council: CouncilState | None = None
     eu_rate: float = 0.0
     closed: SessionClosed | None = None
 
     def take(self, batch: SampleBatch) -> None:
         stream = self.streams[batch.stream.stream_id]
         stream.state = batch.state
+        if self.council is not None:
+            self.council.take(batch.stream.stream_id, batch.samples)
         stream.samples.extend(batch.samples)
         for sample in batch.samples:
             stream.stalls += sample.stall
@@ -115,22 +123,30 @@ class FrameState:
             case ModelChanged():
                 payload = ModelPayload(signal.model, signal.state, signal.progress, signal.position, signal.reason)
                 self._events.append(Event(MODEL, signal.session_id, payload))
+            case CouncilFormed(session_id=session_id):
+                self._form(self.sessions.get(session_id), signal)
+            case MemberStarted(stream=ref) | MemberEnded(stream=ref):
+                self._member(self.sessions.get(ref.session_id), signal)
+            case CouncilChosen(session_id=session_id):
+                self._choose(self.sessions.get(session_id), signal)
             case SessionClosed():
                 self._close(signal)
 
-    def compose(self, mono_us: int, tick_us: float, queue_depth: int) -> tuple[Event, ...]:
+    def compose(self, mono_us: int, tick_us: float, queue_depth: int, *, degrade: int = 0) -> tuple[Event, ...]:
         """The events of the tick whose deadline is `mono_us`, `tick_us` after the one before. Order: lifecycle and
-        model events, then per session tokens, one energy.update, and the end with nothing after it."""
+        model events, then per session tokens, one energy.update, what it means for its council, and the end with
+        nothing after it. While `degrade` is above 0 councils are not measured, to save time."""
         events, self._events = self._events, []
         for session_id, session in list(self.sessions.items()):
             events += _tokens(session_id, session)
-            if session.closed is None:
-                events.append(_energy(session_id, session, mono_us, tick_us, queue_depth))
-                continue
-            # At its end, not at this tick: a client that is behind gets this event within a later frame.
-            events.append(_energy(session_id, session, session.closed.at_us, tick_us, queue_depth))
-            events.append(Event(SESSION_END, session_id, _end(session, session.closed)))
-            del self.sessions[session_id]
+            # The end is shown as of the end: a client that is behind gets this event within a later frame.
+            at_us = mono_us if session.closed is None else session.closed.at_us
+            events += _energy(session_id, session, at_us, tick_us, queue_depth, patterns=degrade == 0)
+            if session.closed is not None:
+                if session.council is not None:
+                    events += session.council.last
+                events.append(Event(SESSION_END, session_id, _end(session, session.closed)))
+                del self.sessions[session_id]
         for session in self.sessions.values():
             for stream in session.streams.values():
                 stream.samples.clear()
@@ -148,13 +164,38 @@ class FrameState:
             synthetic=opened.synthetic,
             streams=opened.streams,
             start_us=opened.at_us,
+            ensemble_params=opened.ensemble_params,
         )
         self._events.append(Event(SESSION_START, opened.session_id, payload))
         self.sessions[opened.session_id] = _Session(
             params=opened.energy_params,
             start_us=opened.at_us,
             streams={ref.stream_id: _Stream(ref, StreamEnergy(Phase.CHARGING, opened.at_us)) for ref in opened.streams},
+            ensemble_params=opened.ensemble_params,
         )
+
+    def _form(self, session: _Session | None, formed: CouncilFormed) -> None:
+        if session is None or session.ensemble_params is None:
+            self.unknown += 1
+            return
+        session.council = CouncilState.of(formed, session.ensemble_params)
+        self._events.append(session.council.formed())
+
+    def _member(self, session: _Session | None, signal: MemberStarted | MemberEnded) -> None:
+        if session is None or session.council is None:
+            self.unknown += 1
+        elif isinstance(signal, MemberStarted):
+            self._events.append(session.council.start(signal))
+        else:
+            stream = session.streams[signal.stream.stream_id]
+            stream.state = attrs.evolve(stream.state, phase=Phase.DRAINED, end_us=signal.at_us)
+            session.council.end(signal)
+
+    def _choose(self, session: _Session | None, chosen: CouncilChosen) -> None:
+        if session is None or session.council is None:
+            self.unknown += 1
+        else:
+            session.council.choose(chosen)
 
     def _close(self, closed: SessionClosed) -> None:
         session = self.sessions.get(closed.session_id)
@@ -164,7 +205,8 @@ class FrameState:
             return
         session.closed = closed
         for stream in session.streams.values():
-            stream.state = attrs.evolve(stream.state, phase=Phase.DRAINED, end_us=closed.at_us)
+            if stream.state.end_us is None:  # else it ended before its council did
+                stream.state = attrs.evolve(stream.state, phase=Phase.DRAINED, end_us=closed.at_us)
 
 
 def _tokens(session_id: str, session: _Session) -> list[Event]:
@@ -175,7 +217,10 @@ def _tokens(session_id: str, session: _Session) -> list[Event]:
     ]
 
 
-def _energy(session_id: str, session: _Session, mono_us: int, tick_us: float, queue_depth: int) -> Event:
+def _energy(
+    session_id: str, session: _Session, mono_us: int, tick_us: float, queue_depth: int, *, patterns: bool
+) -> list[Event]:
+    """One energy.update, and the events of its council that follow from it."""
     tokens = frame_micro = total_micro = 0
     for stream in session.streams.values():
         tokens += len(stream.samples)
@@ -184,14 +229,20 @@ def _energy(session_id: str, session: _Session, mono_us: int, tick_us: float, qu
             frame_micro += sample.eu_micro
     alpha = session.params.eu_rate_alpha
     session.eu_rate = alpha * frame_micro / tick_us + (1 - alpha) * session.eu_rate  # µEU per µs = EU per s
+    readings = [_reading(s, session.params, mono_us, queue_depth) for s in session.streams.values()]
+    council: list[Event] = []
+    ensemble = None
+    if session.council is not None:
+        ensemble, council = session.council.step(mono_us, readings, patterns)
     payload = EnergyUpdatePayload(
         tokens=tokens,
         eu_frame=round(frame_micro / MICRO, EU_DECIMALS),
         eu_total=round(total_micro / MICRO, EU_DECIMALS),
         eu_rate=round(session.eu_rate, EU_DECIMALS),
-        streams=tuple([_reading(s, session.params, mono_us, queue_depth) for s in session.streams.values()]),
+        streams=tuple(readings),
+        ensemble=ensemble,
     )
-    return Event(ENERGY_UPDATE, session_id, payload)
+    return [Event(ENERGY_UPDATE, session_id, payload), *council]
 
 
 def _reading(stream: _Stream, params: EnergyParams, mono_us: int, queue_depth: int) -> StreamReading:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final, Literal
 
 import attrs
 
@@ -36,6 +36,15 @@ class Origin(enum.StrEnum):
     ANTHROPIC = "anthropic"
     SERVICE = "service"
     SATELLITE = "satellite"
+
+
+@attrs.frozen
+class StreamRef:
+    """One model stream of a session; `model` is its public name."""
+
+    session_id: str
+    stream_id: str
+    model: str
 
 
 class Dialect(enum.StrEnum):
@@ -115,13 +124,40 @@ class Parameters:
 
 
 @attrs.frozen
+class ResumeRules:
+    """What may be done when an answer breaks off after its first token: ask the `same` model again, or the next of
+    `models` (public names) on `other`, with the text so far as the beginning of its answer. `attempts_max` counts per
+    answer; before the n-th there is a pause of n times `pause_s` seconds. `refused`: why not, for this very request."""
+
+    attempts_max: int = 1
+    on: Literal["same", "other"] = "same"
+    models: tuple[str, ...] = ()
+    pause_s: float = 1.0
+    refused: str | None = None
+
+
+@attrs.frozen
+class Seam:
+    """Where an answer broke off and goes on: `position` and `offset` are those of the first token behind it, `model` is
+    the public name of who goes on, `reason` the code of what broke it, `attempt` counts from 1."""
+
+    stream_id: str
+    model: str
+    position: int
+    offset: int
+    reason: str
+    attempt: int
+
+
+@attrs.frozen
 class GenerationRequest:
     """What a runtime is asked for: `model` is its own name for the model; exactly one of prompt and messages is set.
 
     A runtime that cannot do what is asked here raises InvalidRequest naming the field; it never leaves it out in
     silence. `think`: None is the model's own way, else off, on, or how much (low, medium, high). `format` is `json` or
     a JSON Schema as text. `tool_choice` is auto, none, required or the name of a tool. `raw` prompts go to the model
-    without its template."""
+    without its template. With `continues` the last message is the beginning of the answer, to be gone on with. `resume`
+    is for whoever reads the answer, not for the runtime."""
 
     model: str
     prompt: str | None = None
@@ -138,6 +174,8 @@ class GenerationRequest:
     keep_alive: str | int | None = None  # a duration such as 30m, or seconds; negative: for ever
     top_logprobs: int = TOP_K
     runner_options: Mapping[str, int | bool] = attrs.field(factory=dict)  # `num_ctx` and the like; see RUNNER_OPTIONS
+    continues: bool = False
+    resume: ResumeRules | None = None  # None: a broken answer stays broken
 
 
 @attrs.frozen
@@ -168,6 +206,8 @@ class GenerationEnd:
     eval_count: int | None = None
     prompt_tokens_dropped: int | None = 0
     load_ms: float | None = None  # what the runtime says it spent on getting the model ready for this request
+    resumed: int = 0  # seams in the answer; the runtime's counts are then of nobody's whole, and null
+    report: Mapping[str, Any] | None = None  # how a council came to its answer
 
 
 @attrs.frozen
@@ -197,6 +237,7 @@ class Chunk:
     end: GenerationEnd | None = None
     raw: bytes = b""
     tool_calls: tuple[ToolCallPart, ...] = ()  # with kind TOOL
+    seam: Seam | None = None  # the answer broke off before this chunk and goes on with it
 
 
 @attrs.frozen

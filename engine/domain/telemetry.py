@@ -16,6 +16,7 @@ from engine.domain.events import MappedSignal, SampleBatch, SessionClosed, Sessi
 
 RECENT_MAX: Final = 512
 FPS_WINDOW_US: Final = 1_000_000
+DEGRADE_LEVELS: Final = 5  # 0, normal, to 4
 MODELS_MAX: Final = 256  # figures are kept for so many models; the longest unused one goes first
 
 
@@ -57,12 +58,32 @@ class ModelFigures:
 
 
 @attrs.define(eq=False)
+class DegradeFigures:
+    """The level of degradation, since when (engine clock), and per level how often it was entered and for how long."""
+
+    level: int = 0
+    since_us: int = 0
+    entries: list[int] = attrs.field(factory=lambda: [0] * DEGRADE_LEVELS)
+    _spent_us: list[int] = attrs.field(factory=lambda: [0] * DEGRADE_LEVELS)
+
+    def enter(self, level: int, now_us: int) -> None:
+        self._spent_us[self.level] += now_us - self.since_us
+        self.entries[level] += 1
+        self.level, self.since_us = level, now_us
+
+    def spent_us(self, level: int, now_us: int) -> int:
+        """With the time in it until now."""
+        return self._spent_us[level] + (now_us - self.since_us if level == self.level else 0)
+
+
+@attrs.define(eq=False)
 class Telemetry:
     """Written by the composer alone; anybody may read it between two awaits."""
 
     models: dict[str, ModelFigures] = attrs.field(factory=dict)
     lateness_ms: deque[float] = attrs.field(factory=_recent)
     frame_ms: deque[float] = attrs.field(factory=_recent)
+    degrade: DegradeFigures = attrs.field(factory=DegradeFigures)
     sessions_total: int = 0
     ended: dict[str, int] = attrs.field(factory=dict)  # by reason
     _ticks_us: deque[int] = attrs.field(factory=lambda: deque(maxlen=RECENT_MAX))

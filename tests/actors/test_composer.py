@@ -11,14 +11,21 @@ from actors.clock import EngineClock
 from actors.composer import FrameComposer, FrameCounter
 from actors.kernel import mailbox
 from engine.domain.energy import EnergyMeter
-from engine.domain.events import MappedSignal, ModelChanged, SampleBatch, SessionClosed, SessionOpened, StreamRef
+from engine.domain.events import MappedSignal, ModelChanged, SampleBatch, SessionClosed, SessionOpened
 from engine.domain.frames import Frame
-from engine.domain.generation import EndReason, Origin, Parameters
+from engine.domain.generation import EndReason, Origin, Parameters, StreamRef
 from engine.domain.models import ModelState
 from engine.domain.telemetry import Telemetry
+from policies.degrade import Ladder
+from policies.load import load_policies
 from tests.domain.strategies import PARAMS, token
 
 REF = StreamRef("s", "s:0", "a")
+POLICY = load_policies().degrade
+
+
+def ladder(capacity=512):
+    return Ladder(POLICY, capacity, 1000 / 60)
 
 
 class Driver:
@@ -59,7 +66,7 @@ async def composing(frames_capacity=1000, clock=None):
     samples, samples_in = mailbox[MappedSignal]("samples", 256)
     frames, frames_in = mailbox[Frame]("frames", frames_capacity)
     counter, telemetry = FrameCounter(), Telemetry()
-    composer = FrameComposer(samples_in, frames, clock, telemetry, counter, wall_ms=lambda: 0)
+    composer = FrameComposer(samples_in, frames, clock, telemetry, counter, ladder(), lambda: 0, wall_ms=lambda: 0)
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: composer.run(task_status=task_status))
         yield Driver(samples, frames_in, clock, counter, telemetry)
@@ -153,7 +160,9 @@ async def test_the_last_frame_carries_the_end_and_the_composer_ends_with_its_inp
     clock = EngineClock.start()
     samples, samples_in = mailbox[MappedSignal]("samples", 256)
     frames, frames_in = mailbox[Frame]("frames", 100)
-    composer = FrameComposer(samples_in, frames, clock, Telemetry(), FrameCounter(), wall_ms=lambda: 0)
+    composer = FrameComposer(
+        samples_in, frames, clock, Telemetry(), FrameCounter(), ladder(), lambda: 0, wall_ms=lambda: 0
+    )
     d = Driver(samples, frames_in, clock, None, None)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(lambda: composer.run(task_status=trio.TASK_STATUS_IGNORED))

@@ -14,10 +14,9 @@ from engine.domain.events import (
     SessionClosed,
     SessionOpened,
     SessionSignal,
-    StreamRef,
     TokenBatch,
 )
-from engine.domain.generation import EndReason, Origin, Parameters
+from engine.domain.generation import EndReason, Origin, Parameters, StreamRef
 from engine.domain.models import ModelState
 from tests.domain.strategies import PARAMS, token
 

@@ -11,8 +11,8 @@ from actors.clock import EngineClock
 from actors.kernel import mailbox
 from actors.stream import ModelStream, Timeouts
 from engine.domain.errors import UpstreamTimeout, UpstreamTruncated
-from engine.domain.events import SessionSignal, StreamRef
-from engine.domain.generation import EndReason, GenerationRequest
+from engine.domain.events import SessionSignal
+from engine.domain.generation import EndReason, GenerationRequest, StreamRef
 from tests.fakes.runtime import Cut, End, Say, ScriptedRuntime, words
 
 REF = StreamRef("s", "s:0", "a")

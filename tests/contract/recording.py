@@ -101,7 +101,7 @@ def shape(sample: Any) -> Any:
 
 async def _record_engine() -> Samples:
     samples: Samples = {}
-    for part in (_websocket, _streams, _bodies, _refusals):
+    for part in (_websocket, _degraded, _streams, _bodies, _refusals):
         samples |= await part()
     return samples
 
@@ -180,6 +180,22 @@ def _frames(client: RecordingSink) -> Samples:
         "events/energy.update.drained": energy("DRAINED"),
         "events/experience.session_end": client.events("experience.session_end")[0],
     }
+
+
+async def _degraded() -> Samples:
+    """An engine that was held up five frames in a row."""
+    script = (Say("one "), Say("two", 60))  # nothing arrives meanwhile
+    async with running_api(lambda clock: ScriptedRuntime(clock, script)) as api:
+        _fixed(api)
+        client, clock = api.slice.client(), trio.lowlevel.current_clock()
+        assert isinstance(clock, MockClock)
+        api.slice.start()
+        await trio.sleep(0.1)
+        for _ in range(10):
+            clock.jump(0.1)
+            for _ in range(20):  # not blocked: the clock stands still meanwhile
+                await trio.lowlevel.checkpoint()
+        return {"events/system.degrade": client.events("system.degrade")[0]}
 
 
 async def _streams() -> Samples:

@@ -155,6 +155,8 @@ def test_a_golden_sample_without_a_field_does_not_fit(golden, schema, instance):
         ("experience.model", ("payload", "progress"), 1.5),
         ("system.heartbeat", ("payload", "degrade"), 5),
         ("system.heartbeat", ("session_id",), "1"),
+        ("system.degrade", ("payload", "level"), 5),
+        ("system.degrade", ("payload", "reason"), "because"),
         ("system.error", ("payload", "code"), "NO_SUCH_CODE"),
         ("frame", ("v",), "0.9"),
         ("frame", ("frame",), None),

@@ -18,6 +18,7 @@ EVENTS = {
     "system.hello": "version schema_versions boot tier level limits tick_hz connection_id",
     "system.state_snapshot": "sessions",
     "system.heartbeat": "fps uptime_ms connections degrade",
+    "system.degrade": "level before reason queue_depth frame_ms",
     "system.error": "code message retryable details",
     "system.subscribed": "id patterns session_id rate_hz top",
     "system.pong": "id",

@@ -24,11 +24,10 @@ from engine.domain.events import (
     SessionEndPayload,
     SessionOpened,
     SessionStartPayload,
-    StreamRef,
     TokensPayload,
 )
 from engine.domain.frames import FrameState
-from engine.domain.generation import EndReason, Origin, Parameters
+from engine.domain.generation import EndReason, Origin, Parameters, StreamRef
 from engine.domain.models import ModelState
 from tests.domain.strategies import PARAMS, token
 

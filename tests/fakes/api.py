@@ -189,6 +189,7 @@ async def running_api(
             body_timeout_s=settings.limits.body_timeout_s,
         )
         yield Api(running, engine, app)
+        engine.lens.calls.stop()
 
 
 def ndjson(data: bytes) -> list[dict[str, Any]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 
 import attrs
@@ -54,6 +54,7 @@ class ScriptedRuntime:
 
     clock: Clock
     script: Sequence[Step] = attrs.field(factory=lambda: words(5))
+    scripts: Mapping[str, Sequence[Step]] = attrs.field(factory=dict, kw_only=True)  # of models with one of their own
     load_s: float = 0.0
     load_error: EngineError | None = None
     models: tuple[str, ...] = ("a", "b", "c")
@@ -100,16 +101,20 @@ class ScriptedRuntime:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
         self.requests.append(request)
         self.opened += 1
-        chunks = self._chunks()
+        own = self.scripts.get(request.model)
+        chunks = self._chunks() if own is None else self._say(own)
         try:
             yield chunks
         finally:
             self.closed += 1
             await chunks.aclose()
 
-    async def _chunks(self):
+    def _chunks(self):
+        return self._say(self.script)
+
+    async def _say(self, script: Sequence[Step]):
         spoken = 0
-        for step in self.script:
+        for step in script:
             match step:
                 case Say():
                     await trio.sleep(step.after_s)

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from policies.admission import Admit, PoolCaps, Slot, Wait, admit
+from policies.admission import Admit, PoolCaps, Wait, Wanted, admit
+from policies.eviction import Slot
 
 NAMES = [f"m{n}" for n in range(10)]
 CAPS = PoolCaps(streams_max=64, queued_max=256, parallel_models_max=2, loaded_models_max=3)
@@ -31,7 +32,7 @@ def after(model: str, slots: list[Slot], decision: Admit) -> list[Slot]:
 
 @given(st.sampled_from(NAMES), pools(), caps)
 def test_no_cap_is_ever_exceeded(model, slots, limits):
-    decision = admit(model, slots, leases(slots), limits)
+    decision = admit([Wanted(model)], slots, leases(slots), limits)
     assume(isinstance(decision, Admit))
     pool = after(model, slots, decision)
     assert leases(pool) <= limits.streams_max
@@ -43,7 +44,7 @@ def test_no_cap_is_ever_exceeded(model, slots, limits):
 
 @given(st.sampled_from(NAMES), pools(), caps)
 def test_only_what_is_idle_goes_and_the_longest_unused_first(model, slots, limits):
-    decision = admit(model, slots, leases(slots), limits)
+    decision = admit([Wanted(model)], slots, leases(slots), limits)
     assume(isinstance(decision, Admit))
     by_name = {slot.model: slot for slot in slots}
     gone = [by_name[name] for name in decision.evict]
@@ -58,7 +59,7 @@ def test_only_what_is_idle_goes_and_the_longest_unused_first(model, slots, limit
 
 @given(st.sampled_from(NAMES), pools(), caps)
 def test_no_more_goes_than_must(model, slots, limits):
-    decision = admit(model, slots, leases(slots), limits)
+    decision = admit([Wanted(model)], slots, leases(slots), limits)
     assume(isinstance(decision, Admit))
     if decision.evict:
         assert len(after(model, slots, decision)) == limits.loaded_models_max
@@ -67,7 +68,7 @@ def test_no_more_goes_than_must(model, slots, limits):
 
 @given(st.sampled_from(NAMES), pools(), caps)
 def test_waiting_has_a_reason_that_holds(model, slots, limits):
-    decision = admit(model, slots, leases(slots), limits)
+    decision = admit([Wanted(model)], slots, leases(slots), limits)
     assume(isinstance(decision, Wait))
     used = [slot for slot in slots if slot.leases]
     idle = [slot for slot in slots if not slot.leases and not slot.loading]
@@ -86,7 +87,7 @@ def test_what_fits_does_not_wait(model, slots, limits):
     assume(leases(slots) < limits.streams_max)
     assume(model in [slot.model for slot in used] or len(used) < limits.parallel_models_max)
     assume(model in [slot.model for slot in slots] or len(slots) < limits.loaded_models_max)
-    assert admit(model, slots, leases(slots), limits) == Admit()
+    assert admit([Wanted(model)], slots, leases(slots), limits) == Admit()
 
 
 @given(st.sampled_from(NAMES), pools(), caps, st.randoms())
@@ -94,40 +95,42 @@ def test_the_order_of_the_pool_decides_nothing(model, slots, limits, random):
     assume(len({slot.last_used_us for slot in slots}) == len(slots))
     shuffled = list(slots)
     random.shuffle(shuffled)
-    assert admit(model, shuffled, leases(slots), limits) == admit(model, slots, leases(slots), limits)
+    assert admit([Wanted(model)], shuffled, leases(slots), limits) == admit(
+        [Wanted(model)], slots, leases(slots), limits
+    )
 
 
 def test_an_empty_pool_takes_anything():
-    assert admit("a", [], 0, CAPS) == Admit()
+    assert admit([Wanted("a")], [], 0, CAPS) == Admit()
 
 
 def test_a_model_in_use_takes_more_streams_whatever_else_is_in_use():
     slots = [Slot("a", 1, 0), Slot("b", 1, 0)]
-    assert admit("a", slots, 2, CAPS) == Admit()
+    assert admit([Wanted("a")], slots, 2, CAPS) == Admit()
 
 
 def test_the_cap_counts_models_in_use_not_streams():
     slots = [Slot("a", 5, 0), Slot("b", 1, 0), Slot("c", 0, 0)]
-    decision = admit("c", slots, 6, CAPS)
+    decision = admit([Wanted("c")], slots, 6, CAPS)
     assert isinstance(decision, Wait)
     assert decision.reason.startswith("2 models are in use")
 
 
 def test_the_longest_unused_model_makes_room():
     slots = [Slot("a", 1, 0), Slot("b", 0, 20), Slot("c", 0, 10)]
-    assert admit("d", slots, 1, CAPS) == Admit(evict=("c",))
+    assert admit([Wanted("d")], slots, 1, CAPS) == Admit(evict=("c",))
 
 
 @pytest.mark.parametrize("busy", [Slot("c", 0, 10, loading=True), Slot("c", 1, 10)])
 def test_a_model_on_its_way_or_in_use_does_not_make_room(busy):
     """In use counts against the other cap as well, so there is one less."""
     limits = PoolCaps(64, 256, 6, 2)
-    decision = admit("d", [Slot("b", 1, 20), busy], 1 + busy.leases, limits)
+    decision = admit([Wanted("d")], [Slot("b", 1, 20), busy], 1 + busy.leases, limits)
     assert isinstance(decision, Wait)
     assert "none is idle" in decision.reason
 
 
 def test_streams_are_capped_even_for_a_model_that_is_there():
-    decision = admit("a", [Slot("a", 64, 0)], 64, CAPS)
+    decision = admit([Wanted("a")], [Slot("a", 64, 0)], 64, CAPS)
     assert isinstance(decision, Wait)
     assert decision.reason.startswith("64 streams")

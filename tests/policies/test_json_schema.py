@@ -140,7 +140,7 @@ def test_a_policy_file_needs_all_its_rows(name):
 )
 def test_a_change_to_a_policy_fits_when_it_is_taken(change):
     try:
-        load_policies(*(Document("changes", change.get(name, {})) for name in ("energy", "tiers")))
+        load_policies(**{name: Document("changes", change.get(name, {})) for name in ("energy", "tiers")})
         fits = True
     except ConfigError:
         fits = False

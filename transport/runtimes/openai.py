@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 import attrs
+import msgspec
 import trio
 
 from engine.domain.errors import (
@@ -43,6 +44,7 @@ HEAD_S: Final = 300.0  # for the head of an answer: it may come with the first t
 FORWARD_PATHS: Final = frozenset({asking.CHAT_PATH, asking.COMPLETIONS_PATH})
 _KEY: Final = re.compile(r"[!-~]{1,4096}")  # what may stand in a header
 _SECONDS: Final = re.compile(r"[0-9]{1,5}")
+_body_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
 @attrs.define
@@ -54,6 +56,13 @@ class OpenAICounters:
     cut_streams: int = 0  # ended inside an event
     done_missing: int = 0  # answers that ended with their `finish_reason` and no `[DONE]`
     unnameable_models: int = 0  # llama.cpp takes the path as name: start it with --alias
+
+
+def _to_be_continued(body: bytes) -> bytes:
+    """With the words of llama.cpp, vLLM and SGLang for going on with the last message. A server that does not know them
+    refuses the request, or begins an answer of its own."""
+    fields: dict[str, Any] = dict(_body_decoder.decode(body))
+    return msgspec.json.encode(fields | {"continue_final_message": True, "add_generation_prompt": False})
 
 
 def _without_version(url: str) -> str:
@@ -153,6 +162,7 @@ class OpenAIRuntime:
         logprobs = request.model not in without
         while True:
             body, path = asking.request_body(request, logprobs=logprobs), asking.request_path(request)
+            body = _to_be_continued(body) if request.continues else body
             async with self._upstream.open_stream("POST", path, body, head_timeout_s=HEAD_S) as response:
                 if response.status == 200:
                     if not logprobs:

@@ -26,6 +26,7 @@ from engine.domain.errors import (
     UpstreamTimeout,
     UpstreamTruncated,
 )
+from policies.trace import ONWARD
 from transport.runtimes.plain_http import CONNECTIONS_MAX, POOL_S, WRITE_S, Failure, HttpFailure, PlainTransport
 
 CONNECT_S: Final = 2.0
@@ -80,7 +81,7 @@ class Answer:
 class _Way(Protocol):
     """How requests go out. Raises HttpFailure."""
 
-    async def send(self, method: str, path: str, body: bytes) -> _Response: ...
+    async def send(self, method: str, path: str, body: bytes, onward: Mapping[str, str]) -> _Response: ...
 
 
 class _Response(Protocol):
@@ -100,7 +101,7 @@ class _Response(Protocol):
 class Upstream:
     """One runtime at `url`. `name` stands in its errors. `transport` is another way to it than TCP: `unix_socket`, a
     PlainTransport on other streams, or one of httpx, such as a network in memory for tests. `headers` go out with every
-    request and nowhere else: they may hold a key.
+    request and nowhere else: they may hold a key. Those of `policies.trace.ONWARD` go out too.
 
     Raises RuntimeUnavailable, UpstreamTimeout and UpstreamProtocolError. Cancelled anywhere: the connection is closed.
     """
@@ -152,7 +153,7 @@ class Upstream:
     async def _send(self, method: str, path: str, body: bytes, timeout_s: float) -> _Response:
         try:
             with trio.fail_after(timeout_s):
-                return await self._way.send(method, path, body)
+                return await self._way.send(method, path, body, ONWARD.get())
         except trio.TooSlowError:
             raise self._too_slow(timeout_s) from None
         except HttpFailure as error:
@@ -252,9 +253,11 @@ class _Plain:
         # Servers that keep connections need not keep this one.
         return cls(transport, prefix, ((b"host", url.netloc), (b"connection", b"close"), *pairs.items()), connect_s)
 
-    async def send(self, method: str, path: str, body: bytes) -> _Response:
+    async def send(self, method: str, path: str, body: bytes, onward: Mapping[str, str]) -> _Response:
         target = self._prefix + quote(path, safe=_TARGET_SAFE)
         headers = (*self._headers, (b"content-type", b"application/json")) if body else self._headers
+        if onward:
+            headers += tuple((name.encode("ascii"), value.encode("ascii")) for name, value in onward.items())
         return await self._transport.send(method, target, headers, body, connect_s=self._connect_s)
 
 
@@ -281,8 +284,8 @@ class _Library:
         )
         return cls(client)
 
-    async def send(self, method: str, path: str, body: bytes) -> _Response:
-        headers = {"content-type": "application/json"} if body else {}
+    async def send(self, method: str, path: str, body: bytes, onward: Mapping[str, str]) -> _Response:
+        headers = dict(onward) | ({"content-type": "application/json"} if body else {})
         request = self._client.build_request(method, path, content=body, headers=headers)
         request.stream = _Body(body)
         try:

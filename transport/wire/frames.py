@@ -92,10 +92,30 @@ def _token(sample: EnergySample, with_top: bool) -> TokenItem:
     return item
 
 
+def _text_only(sample: EnergySample) -> TokenItem:
+    """A token under the heaviest load: what it said, where and when. The rest was dropped, and counted."""
+    token = sample.token
+    return TokenItem(
+        text=token.text,
+        kind=token.kind,
+        position=token.position,
+        offset=token.offset,
+        t_us=token.t_us,
+        delta_ms=None,
+        logprob=None,
+        energy=None,
+        energy_base=None,
+        coalesced=token.coalesced,
+        throttled=token.throttled,
+    )
+
+
 def encode_payload(event: Event, with_top: bool) -> bytes:
     payload: Any = event.payload
     if isinstance(payload, TokensPayload):
-        tokens = [_token(sample, with_top) for sample in payload.samples]
+        older, with_top = payload.text_only, with_top and payload.with_top
+        tokens = [_text_only(sample) for sample in payload.samples[:older]]
+        tokens += [_token(sample, with_top) for sample in payload.samples[older:]]
         payload = TokenEventPayload(payload.stream_id, payload.model, tokens)
     return _encoder.encode(payload)
 

@@ -119,10 +119,13 @@ def error_codes() -> list[str]:
 
 
 _Code = Literal[tuple(error_codes())]  # type: ignore[valid-type]
+_Degrade = Literal[0, 1, 2, 3, 4]
 # Fields that always hold less than their class says: (class, field) to what they hold.
 _NARROWER: Final[dict[tuple[str, str], Any]] = {
     ("TokenItem", "kind"): TokenKind,
     ("SessionEndPayload", "error"): ErrorItem | None,
+    ("DegradePayload", "level"): _Degrade,  # `level` elsewhere is 1–5
+    ("DegradePayload", "before"): _Degrade,
     ("ErrorItem", "code"): _Code,
     ("ErrorReply", "code"): _Code,
 }

@@ -8,14 +8,33 @@ from typing import Any, Final, Literal
 import attrs
 import msgspec
 
+from engine.domain.council import (
+    ENSEMBLE,
+    FORMED,
+    INTERFERENCE,
+    MEMBER_END,
+    MEMBER_ERROR,
+    MEMBER_START,
+    RESONANCE,
+    SYNTHESIS,
+    FormedPayload,
+    InterferencePayload,
+    MemberEndPayload,
+    MemberStartPayload,
+    ResonancePayload,
+    SynthesisPayload,
+    WindowPayload,
+)
 from engine.domain.energy import EnergyParams
 from engine.domain.events import (
+    DEGRADE,
     ENERGY_UPDATE,
     HEARTBEAT,
     MODEL,
     SESSION_END,
     SESSION_START,
     TOKEN,
+    DegradePayload,
     EnergyUpdatePayload,
     HeartbeatPayload,
     ModelPayload,
@@ -136,6 +155,7 @@ EVENT_KINDS: Final = (
     _kind("system.hello", Hello, None, "reply", "first message on a connection: who is speaking, and its limits"),
     _kind("system.state_snapshot", Snapshot, None, "reply", "sessions as they stand; after hello and after `resync`"),
     _kind(HEARTBEAT, HeartbeatPayload, None, "frame", "once a second: measured fps, uptime, connections"),
+    _kind(DEGRADE, DegradePayload, None, "frame", "under load the engine leaves out more visuals, or less again"),
     _kind("system.error", ErrorReply, str | None, "reply line", "what was wrong with a message, or ended a stream"),
     _kind("system.subscribed", Subscribed, None, "reply", "answer to `subscribe` and `unsubscribe`: the resulting set"),
     _kind("system.pong", Pong, None, "reply", "answer to `ping`"),
@@ -145,6 +165,14 @@ EVENT_KINDS: Final = (
     _kind(SESSION_START, SessionStartPayload, str, "frame line", "first event of a session, with all constants"),
     _kind(TOKEN, TokenEventPayload, str, "frame line", "tokens since the frame before; the only event with text"),
     _kind(MODEL, ModelPayload, str | None, "frame line", "a model was queued, loaded, unloaded or failed"),
+    _kind(FORMED, FormedPayload, str, "frame line", "a council is formed: who speaks, together or in waves"),
+    _kind(MEMBER_START, MemberStartPayload, str, "frame line", "a member has its model and is asked"),
+    _kind(MEMBER_END, MemberEndPayload, str, "frame line", "a member is done, or was cut by its council"),
+    _kind(MEMBER_ERROR, MemberEndPayload, str, "frame line", "a member failed; the others go on"),
+    _kind(ENSEMBLE, WindowPayload, str, "frame line", "an aligned window: disagreement, energy, agreement in pairs"),
+    _kind(INTERFERENCE, InterferencePayload, str, "frame line", "the council's band of agreement changed"),
+    _kind(RESONANCE, ResonancePayload, str, "frame line", "members speak as one, in words and rhythm; start or end"),
+    _kind(SYNTHESIS, SynthesisPayload, str, "frame line", "last of a council: whose answer it is, and the agreement"),
     _kind(SESSION_END, SessionEndPayload, str, "frame line", "last event of a session: why, totals, summary"),
 )
 

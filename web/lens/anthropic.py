@@ -8,10 +8,11 @@ from engine.domain.generation import Origin
 from transport.wire.dialects import anthropic as dialect
 from web.handles import Engine
 from web.lens.flow import answer
+from web.lens.tracing import traced
 
 
 def blueprint(engine: Engine) -> Blueprint:
-    routes = Blueprint("lens_anthropic", __name__)
+    routes = traced(Blueprint("lens_anthropic", __name__))
 
     @routes.post("/v1/messages")
     @routes.post("/v1/messages/count_tokens")

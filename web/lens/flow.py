@@ -6,9 +6,6 @@ runtime that speaks the client's dialect gets the request itself, any other one 
 
 from __future__ import annotations
 
-import re
-import secrets
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from functools import partial
 from typing import Final, Protocol
@@ -19,25 +16,42 @@ from quart import Response, request
 
 from actors.catalog import ModelRef
 from actors.lease import Tell
-from actors.reply_line import Begun, Ended, Item, ReplyLine
-from actors.session import Session, SessionRequest
-from engine.domain.errors import EngineError, InvalidRequest, Overloaded, UpstreamTruncated
+from actors.reply_line import Ended, ReplyLine
+from actors.resume import DETAIL
+from actors.session import SessionRequest
+from engine.domain.errors import EngineError, InvalidRequest
 from engine.domain.events import ModelChanged
-from engine.domain.generation import Chunk, EndReason, GenerationEnd, Origin
+from engine.domain.generation import EndReason, Origin, ResumeRules
 from engine.domain.models import Capability, ModelState
-from engine.domain.runtime import Embedder, Embeddings, EmbedRequest, Forwarder, ForwardRequest, Read
+from engine.domain.runtime import Embedder, Embeddings, EmbedRequest, Forwarder, ForwardRequest
 from policies.leaving import leave_after_s
-from transport.wire.dialects.reply import Asked, Reply, ReplyEnd, ReplyFacts, needs
+from policies.resume import rules_for
+from transport.wire.dialects.reply import Asked, Reply, ReplyFacts, needs
+from transport.wire.dialects.wf_field import with_wf
 from web.handles import Engine, on_leave
+from web.lens.exchange import NATIVE, TRANSLATED, ConnectionCut, Exchange, Terms, decided, failure_of
+from web.lens.tracing import trace_headers
+
+__all__ = [
+    "UNLOAD",
+    "ConnectionCut",
+    "DialectModule",
+    "answer",
+    "call_headers",
+    "embed",
+    "explained",
+    "failure_of",
+    "is_passive",
+    "look_up",
+    "refusal",
+    "resolve",
+    "tell_of",
+]
 
 LENS_HEADER: Final = "x-wf-lens"
 UNLOAD: Final = (0, "0", "0s")  # a keep_alive that takes a model out
-KEEP_ALIVE_S: Final = 15.0
-SSE_KEEP_ALIVE: Final = b": keep-alive\n\n"
 LEAVE_HEADER: Final = "x-wf-on-disconnect"
-REFUSAL_BYTES_MAX: Final = 64 * 1024
-NATIVE: Final = "native"
-_TRACE: Final = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-([0-9a-f]{2})")
+RESUME_HEADER: Final = "x-wf-resume"
 
 
 ErrorBody = Callable[[EngineError], bytes]
@@ -53,117 +67,6 @@ class DialectModule(Protocol):
     def reply_for(self, asked: Asked, native: bool, facts: ReplyFacts) -> Reply: ...
     def forward_body(self, asked: Asked, model: str, *, logprobs: bool = True) -> bytes: ...
     def error_body(self, error: EngineError) -> bytes: ...
-
-
-class ConnectionCut(Exception):
-    """The runtime's stream broke off and we may not invent its end: the connection is reset."""
-
-
-@attrs.define(eq=False)
-class Exchange:
-    """A session and the caller it answers."""
-
-    engine: Engine
-    asked: Asked
-    model: ModelRef
-    session: Session
-    line: ReplyLine
-    make_reply: Callable[[ReplyFacts], Reply]
-    passive: bool
-    route: str
-    began_us: int
-    queue_ms: float = 0.0
-    overhead_ms: float = 0.0
-    reply: Reply = attrs.field(init=False)
-
-    async def begin(self) -> Begun | Ended:
-        """The head of the runtime's answer, or the end when there is none."""
-        first = await self.line.next()
-        assert isinstance(first, Begun | Ended)
-        if isinstance(first, Begun):
-            self.reply = self.make_reply(ReplyFacts(secrets.token_hex(12), time.time(), self.asked.model))
-            waited_ms = self.session.waited_ms
-            head_ms = (self.engine.clock() - self.began_us) / 1000
-            self.queue_ms = waited_ms
-            self.overhead_ms = max(0.0, head_ms - waited_ms - first.waited_ms)
-        return first
-
-    async def refusal_body(self) -> bytes:
-        """What the runtime says of a request that it refuses, in the dialect that it shares with the client."""
-        body = bytearray()
-        while not isinstance(item := await self.line.next(), Ended):
-            if isinstance(item, Read) and len(body) < REFUSAL_BYTES_MAX:
-                body += item.data
-        return bytes(body)
-
-    def concede(self, first: Begun) -> bool:
-        """True for an older server without the path: it is remembered, and the request can go out again, translated."""
-        json = (first.content_type or "").startswith("application/json")
-        if self.passive or self.route != NATIVE or first.status not in (404, 405) or json:
-            return False
-        self.engine.lens.without_path.add((self.model.runtime.name, self.asked.path))
-        return True
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """The reply as it comes, to its terminal frame."""
-        while True:
-            with trio.move_on_after(KEEP_ALIVE_S) as wait:
-                item = await self.line.next()
-            if wait.cancelled_caught:
-                if self.reply.content_type.startswith("text/event-stream") and not self.passive:
-                    yield SSE_KEEP_ALIVE
-                continue
-            try:
-                data = self.said(item)
-            except EngineError as error:
-                yield self.reply.fail(error)
-                return
-            if data:
-                yield data
-            if isinstance(item, Ended):
-                return
-
-    def said(self, item: Item) -> bytes:
-        """What `item` is to the client. Raises EngineError when its dialect cannot say it; the session ends with it."""
-        try:
-            match item:
-                case Chunk():
-                    return self.reply.feed(item)
-                case Read():
-                    return item.data if self.passive else b"".join(map(self.reply.feed, item.chunks))
-                case Ended():
-                    return self._last(item)
-                case _:
-                    raise AssertionError("a stream begins once")
-        except EngineError as error:
-            self.session.stop(EndReason.ERROR, error)
-            raise
-
-    def _last(self, ended: Ended) -> bytes:
-        if self.passive:
-            if not self.line.whole:
-                raise ConnectionCut
-            return b""
-        end = ended.end if ended.error is None else None
-        if end is None and ended.reason is EndReason.ABORTED:
-            end = GenerationEnd(EndReason.ABORTED)  # somebody pressed stop: the answer is what there is
-        if end is None:
-            return self.reply.fail(failure_of(ended))
-        times = self.session.reply_end(end)
-        return self.reply.finish(
-            ReplyEnd(end, times.tokens, times.total_ms, times.load_ms, times.prompt_ms, times.generation_ms)
-        )
-
-    def headers(self) -> dict[str, str]:
-        return {
-            "x-wf-model": self.model.name,
-            "x-wf-runtime": self.model.runtime.name,
-            "x-wf-route": self.route,
-            "x-wf-lens": "passive" if self.passive else "active",
-            "x-wf-session": self.session.id,
-            "x-wf-queue-ms": f"{self.queue_ms:.1f}",
-            "x-wf-overhead-ms": f"{self.overhead_ms:.1f}",
-        } | _trace_headers()
 
 
 LoadOnly = Callable[[Engine, Asked, ModelRef], Awaitable[Response]]
@@ -188,16 +91,10 @@ async def answer(
 def refusal(error_body: ErrorBody, error: EngineError) -> Response:
     """A whole answer that says why not."""
     headers = {"retry-after": str(error.details["retry_after_s"])} if "retry_after_s" in error.details else {}
-    return Response(error_body(error), status=error.status, content_type="application/json", headers=headers)
-
-
-def failure_of(ended: Ended) -> EngineError:
-    """Why a session ended without its runtime's end."""
-    if ended.error is not None:
-        return ended.error
-    if ended.reason is EndReason.SHUTDOWN:
-        return Overloaded("the engine is stopping", retry_after_s=1)
-    return UpstreamTruncated("the answer was stopped")
+    body = error_body(error)
+    if DETAIL in error.details:
+        body = with_wf(body, {name: error.details[name] for name in (DETAIL, "resumed")})
+    return Response(body, status=error.status, content_type="application/json", headers=headers)
 
 
 async def _answer(
@@ -213,10 +110,16 @@ async def _answer(
     unload = asked.load_only and asked.request.keep_alive in UNLOAD
     model = await (look_up if unload else resolve)(engine, asked.model)
     if asked.load_only and load_only is not None:
-        return await load_only(engine, asked, model)
+        return await engine.lens.calls.run(load_only(engine, asked, model))
+    terms = _terms(engine)
+    ask = partial(_open, engine, dialect, origin, asked, model, terms)
     while True:
-        exchange = _open(engine, dialect, origin, asked, model, engine.clock())
-        first = await exchange.begin()
+        exchange = ask()
+        early_s = engine.lens.head_wait_s if asked.stream and not terms.passive else float("inf")
+        with trio.move_on_after(early_s) as wait:
+            first = await exchange.begin()
+        if wait.cancelled_caught:
+            return _streamed(exchange, exchange.late_pieces(ask), exchange.blank().content_type)
         if isinstance(first, Ended):
             raise failure_of(first)
         if first.status in (None, 200):
@@ -226,15 +129,30 @@ async def _answer(
             content_type = first.content_type or "application/json"
             headers = exchange.headers() | ({} if first.retry_after is None else {"retry-after": first.retry_after})
             return Response(body, status=first.status, content_type=content_type, headers=headers)
-    return _streamed(exchange, first) if asked.stream else await _whole(exchange, first)
+    content_type = first.content_type if terms.passive and first.content_type else exchange.reply.content_type
+    if asked.stream:
+        return _streamed(exchange, exchange.pieces(), content_type)
+    return await _whole(exchange, content_type)
+
+
+def _terms(engine: Engine) -> Terms:
+    """Raises InvalidRequest for a header that says nothing."""
+    passive, asked = is_passive(engine), request.headers.get(RESUME_HEADER)
+    if passive and asked == "allow":
+        raise InvalidRequest(f"{RESUME_HEADER}: passive changes no byte, so a broken answer stays broken")
+    try:
+        resume = rules_for(engine.lens.resume_enabled, engine.lens.resume, asked)
+    except ValueError as error:
+        raise InvalidRequest(f"{RESUME_HEADER}: {error}") from None
+    leave_s = _leave_s(request.headers.get(LEAVE_HEADER) or engine.lens.on_disconnect)
+    return Terms(passive, leave_s, None if passive else resume, request.scope)
 
 
 def _open(
-    engine: Engine, dialect: DialectModule, origin: Origin, asked: Asked, model: ModelRef, began_us: int
+    engine: Engine, dialect: DialectModule, origin: Origin, asked: Asked, model: ModelRef, terms: Terms
 ) -> Exchange:
     """The session for the request, running."""
-    leave_s = _leave_s(request.headers.get(LEAVE_HEADER) or engine.lens.on_disconnect)
-    passive = is_passive(engine)
+    passive, began_us = terms.passive, engine.clock()
     native = (
         asked.path in dialect.NATIVE_PATHS
         and (passive or (model.runtime.name, asked.path) not in engine.lens.without_path)
@@ -262,20 +180,24 @@ def _open(
     if asked.logprobs and not native and _gives_none(model):
         raise InvalidRequest(f"logprobs: {model.name} in {model.runtime.name} gives no log-probabilities")
     line = ReplyLine()
-    asked_of = attrs.evolve(asked.request, model=model.info.name)
+    asked_of = attrs.evolve(asked.request, model=model.info.name, resume=_resumable(terms.resume, asked))
     session = engine.sessions.start(SessionRequest(model, asked_of, origin, reply=line, forward=forward))
-    on_leave(request.scope, line.leave)
-    on_leave(request.scope, partial(engine.sessions.leave, session, leave_s))
-    route = NATIVE if native else "translated"
-    return Exchange(
-        engine, asked, model, session, line, partial(dialect.reply_for, asked, native), passive, route, began_us
-    )
+    on_leave(terms.scope, line.leave)
+    on_leave(terms.scope, partial(engine.sessions.leave, session, terms.leave_s))
+    make_reply, route = partial(dialect.reply_for, asked), NATIVE if native else TRANSLATED
+    return Exchange(engine, asked, model, session, line, make_reply, terms, route, began_us)
 
 
-def _streamed(exchange: Exchange, first: Begun) -> Response:
-    content_type = first.content_type if exchange.passive and first.content_type else exchange.reply.content_type
+def _resumable(rules: ResumeRules | None, asked: Asked) -> ResumeRules | None:
+    """Whoever goes on is asked in our words, so what has none stands in the way."""
+    if rules is None or not (fields := needs(asked)):
+        return rules
+    return attrs.evolve(rules, refused=f"{', '.join(fields)}: cannot be asked again in other words")
+
+
+def _streamed(exchange: Exchange, pieces: AsyncIterator[bytes], content_type: str) -> Response:
     response = Response(
-        exchange.pieces(),
+        pieces,
         content_type=content_type,
         headers={"cache-control": "no-cache", "x-accel-buffering": "no"} | exchange.headers(),
     )
@@ -283,35 +205,59 @@ def _streamed(exchange: Exchange, first: Begun) -> Response:
     return response
 
 
-async def _whole(exchange: Exchange, first: Begun) -> Response:
+async def _whole(exchange: Exchange, content_type: str) -> Response:
     """One body. What goes wrong on the way still has a status."""
     body = bytearray()
     while not isinstance(item := await exchange.line.next(), Ended):
-        body += exchange.said(item)
+        body += b"".join(exchange.said(item))
     broken = not exchange.line.whole if exchange.passive else item.end is None and item.reason is not EndReason.ABORTED
     if broken:
         raise failure_of(item)
-    body += exchange.said(item)
-    content_type = first.content_type if exchange.passive and first.content_type else exchange.reply.content_type
+    body += b"".join(exchange.said(item))
     return Response(bytes(body), content_type=content_type, headers=exchange.headers())
 
 
-async def explained(error_body: ErrorBody, call: Awaitable[Response]) -> Response:
-    """The response to a call that is no answer with text; a refusal is in its dialect too."""
+async def explained(engine: Engine, error_body: ErrorBody, call: Awaitable[Response]) -> Response:
+    """The response to a call that is no answer with text; a refusal is in its dialect too, also when the engine stops
+    meanwhile."""
     try:
-        return await call
+        return await engine.lens.calls.run(call)
     except EngineError as error:
         return refusal(error_body, error)
 
 
-async def embed(engine: Engine, name: str, asked: EmbedRequest) -> tuple[Embeddings, float | None]:
-    """Vectors by the model that the client calls `name`, and what loading it took in ms (null: nobody can tell). Raises
-    InvalidRequest when its runtime makes none."""
+@attrs.frozen
+class Embedded:
+    """`load_ms` is what loading the model took, null where nobody can tell."""
+
+    found: Embeddings
+    load_ms: float | None
+    headers: dict[str, str]
+
+
+async def embed(engine: Engine, name: str, asked: EmbedRequest) -> Embedded:
+    """Vectors by the model that the client calls `name`. Raises InvalidRequest when its runtime makes none."""
     model = await resolve(engine, name)
     if not isinstance(model.runtime, Embedder):
         raise InvalidRequest(f"{model.name} runs in {model.runtime.name}, which makes no embeddings")
+    began_us = engine.clock()
     async with engine.pool.lease(model, tell_of(engine, model)) as grant:
-        return await model.runtime.embed(attrs.evolve(asked, model=model.info.name)), grant.load_ms
+        granted_us = engine.clock()
+        found = await model.runtime.embed(attrs.evolve(asked, model=model.info.name))
+        answered_us = engine.clock()
+    queue_ms = (granted_us - began_us) / 1000
+    headers = call_headers(engine, model, TRANSLATED, began_us, queue_ms, answered_us - granted_us)
+    return Embedded(found, grant.load_ms, headers)
+
+
+def call_headers(
+    engine: Engine, model: ModelRef, route: str, began_us: int, queue_ms: float, runtime_us: int
+) -> dict[str, str]:
+    """Of the reply to a call that is no session: `queue_ms` were spent on waiting for the model and its load,
+    `runtime_us` with the runtime, the rest since `began_us` was ours."""
+    overhead_ms = max(0.0, (engine.clock() - began_us - runtime_us) / 1000 - queue_ms)
+    timed = {"x-wf-queue-ms": f"{queue_ms:.1f}", "x-wf-overhead-ms": f"{overhead_ms:.1f}"}
+    return decided(model, route) | timed | trace_headers()
 
 
 def _gives_none(model: ModelRef) -> bool:
@@ -344,12 +290,6 @@ def is_passive(engine: Engine) -> bool:
     if asked not in ("active", "passive"):
         raise InvalidRequest(f"{LENS_HEADER}: active or passive")
     return asked == "passive"
-
-
-def _trace_headers() -> dict[str, str]:
-    """The caller's trace goes on, with a span of our own."""
-    found = _TRACE.fullmatch(request.headers.get("traceparent", ""))
-    return {} if found is None else {"traceparent": f"00-{found[1]}-{secrets.token_hex(8)}-{found[2]}"}
 
 
 def _leave_s(text: str) -> float | None:

@@ -23,7 +23,9 @@ from transport.wire.dialects import ollama as dialect
 from transport.wire.dialects import ollama_show as listing
 from transport.wire.dialects.reply import Asked, ReplyFacts
 from web.handles import Engine
-from web.lens.flow import UNLOAD, answer, embed, explained, is_passive, look_up, refusal, tell_of
+from web.lens.exchange import NATIVE, TRANSLATED
+from web.lens.flow import UNLOAD, answer, call_headers, embed, explained, is_passive, look_up, refusal, tell_of
+from web.lens.tracing import traced
 
 MANAGEMENT: Final = (
     ("POST", "/api/create"),
@@ -37,7 +39,7 @@ JSON: Final = "application/json; charset=utf-8"
 
 
 def blueprint(engine: Engine) -> Blueprint:
-    routes = Blueprint("lens_ollama", __name__)
+    routes = traced(Blueprint("lens_ollama", __name__))
 
     @routes.get("/api/version")
     async def version() -> Response:
@@ -50,11 +52,11 @@ def blueprint(engine: Engine) -> Blueprint:
 
     @routes.get("/api/ps")
     async def ps() -> Response:
-        return await explained(dialect.error_body, _ps(engine))
+        return await explained(engine, dialect.error_body, _ps(engine))
 
     @routes.post("/api/show")
     async def show() -> Response:
-        return await explained(dialect.error_body, _show(engine))
+        return await explained(engine, dialect.error_body, _show(engine))
 
     @routes.post("/api/generate")
     @routes.post("/api/chat")
@@ -64,7 +66,7 @@ def blueprint(engine: Engine) -> Blueprint:
     @routes.post("/api/embed")
     @routes.post("/api/embeddings")
     async def embeddings() -> Response:
-        return await explained(dialect.error_body, _embed(engine))
+        return await explained(engine, dialect.error_body, _embed(engine))
 
     async def refused(**_: str) -> Response:
         error = Forbidden("calls that change what is installed are not served here; ask Ollama itself")
@@ -117,9 +119,10 @@ async def _show(engine: Engine) -> Response:
 async def _embed(engine: Engine) -> Response:
     began_us = engine.clock()
     asked = listing.parse_embed(request.path, await _body())
-    found, load_ms = await embed(engine, asked.model, asked.request)
+    made = await embed(engine, asked.model, asked.request)
     total_ms = (engine.clock() - began_us) / 1000
-    return Response(listing.embed_body(asked, found, total_ms=total_ms, load_ms=load_ms), content_type=JSON)
+    body = listing.embed_body(asked, made.found, total_ms=total_ms, load_ms=made.load_ms)
+    return Response(body, content_type=JSON, headers=made.headers)
 
 
 def _prepared(engine: Engine, asked: Asked) -> Asked:
@@ -132,25 +135,29 @@ def _prepared(engine: Engine, asked: Asked) -> Asked:
 
 async def _load(engine: Engine, asked: Asked, model: ModelRef) -> Response:
     """A request without a prompt: the model into memory, or out of it."""
+    began_us = engine.clock()
     if asked.request.keep_alive in UNLOAD:
         await engine.pool.unload(model)
     else:
         await engine.pool.load(model, tell_of(engine, model))
         if isinstance(model.runtime, Forwarder) and Dialect.OLLAMA in model.runtime.dialects:
-            return await _load_as_asked(model, model.runtime, asked)
+            return await _load_as_asked(engine, model, model.runtime, asked, began_us)
+    headers = call_headers(engine, model, TRANSLATED, began_us, (engine.clock() - began_us) / 1000, 0)
     facts = ReplyFacts(secrets.token_hex(12), time.time(), asked.model)
-    return Response(dialect.load_body(asked, facts), content_type=JSON)
+    return Response(dialect.load_body(asked, facts), content_type=JSON, headers=headers)
 
 
-async def _load_as_asked(model: ModelRef, runtime: Forwarder, asked: Asked) -> Response:
+async def _load_as_asked(engine: Engine, model: ModelRef, runtime: Forwarder, asked: Asked, began_us: int) -> Response:
     """The client's own request on top: how long the model shall stay, and with which options."""
-    own = model.info.name
+    own, loaded_us = model.info.name, engine.clock()
     body = bytearray()
     request = ForwardRequest(Dialect.OLLAMA, asked.path, dialect.renamed(asked.body, own), own)
     async with runtime.forward(request) as answer:
         async for read in answer.reads:
             body += read.data
-    return Response(bytes(body), status=answer.status, content_type=answer.content_type)
+    queue_ms, runtime_us = (loaded_us - began_us) / 1000, engine.clock() - loaded_us
+    headers = call_headers(engine, model, NATIVE, began_us, queue_ms, runtime_us)
+    return Response(bytes(body), status=answer.status, content_type=answer.content_type, headers=headers)
 
 
 async def _body() -> bytes:

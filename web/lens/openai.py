@@ -11,12 +11,13 @@ from transport.wire.dialects import openai as dialect
 from transport.wire.dialects import openai_models as listing
 from web.handles import Engine
 from web.lens.flow import answer, embed, explained, look_up
+from web.lens.tracing import traced
 
 JSON: Final = "application/json"
 
 
 def blueprint(engine: Engine) -> Blueprint:
-    routes = Blueprint("lens_openai", __name__)
+    routes = traced(Blueprint("lens_openai", __name__))
 
     @routes.get("/v1/models")
     async def models() -> Response:
@@ -26,7 +27,7 @@ def blueprint(engine: Engine) -> Blueprint:
 
     @routes.get("/v1/models/<path:name>")
     async def model(name: str) -> Response:
-        return await explained(dialect.error_body, _model(engine, name))
+        return await explained(engine, dialect.error_body, _model(engine, name))
 
     @routes.post("/v1/chat/completions")
     @routes.post("/v1/completions")
@@ -36,7 +37,7 @@ def blueprint(engine: Engine) -> Blueprint:
 
     @routes.post("/v1/embeddings")
     async def embeddings() -> Response:
-        return await explained(dialect.error_body, _embed(engine))
+        return await explained(engine, dialect.error_body, _embed(engine))
 
     return routes
 
@@ -50,5 +51,5 @@ async def _embed(engine: Engine) -> Response:
     body = await request.get_data(as_text=False)
     assert isinstance(body, bytes)
     asked = listing.parse_embeddings(body)
-    found, _ = await embed(engine, asked.model, asked.request)
-    return Response(listing.embeddings_body(asked, found), content_type=JSON)
+    made = await embed(engine, asked.model, asked.request)
+    return Response(listing.embeddings_body(asked, made.found), content_type=JSON, headers=made.headers)

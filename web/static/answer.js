@@ -1,4 +1,4 @@
-/** The words around a session: its title, state, what it waits for, how it ended, and what its model is. 10 Hz. */
+/** The words around a session: its title, how it goes and how it ended, and what its model is. 10 Hz. */
 
 import { byId, counted, fixed, known, put, seconds } from "./format.js";
 import { elapsed } from "./readout.js";
@@ -15,12 +15,6 @@ const ENDINGS = new Map([
   ["error", "Failed"],
   ["truncated", "Cut off: the runtime broke off without saying that it was done"],
   ["shutdown", "Ended by the engine's shutdown"],
-]);
-const NO_TOKEN = "No token has come yet. Stop (Esc) gives up.";
-const HINTS = new Map([
-  ["pulling", "It is being downloaded first. Stop (Esc) gives up."],
-  ["queued", "It waits for its turn. Stop (Esc) gives up its place."],
-  ["loading", "It is being brought into memory. Stop (Esc) gives up; the load goes on."],
 ]);
 const GOOD = new Set(["finished", "length", "stop", "aborted"]);
 
@@ -42,41 +36,32 @@ export function outcome(session, answeredMs) {
   if (known(end.summary?.energy_mean)) parts.push(`mean E ${fixed(end.summary.energy_mean, 2)}`);
   if (end.summary?.stalls) parts.push(counted(end.summary.stalls, "stall"));
   if (end.totals?.prompt_tokens_dropped) parts.push(`prompt cut by ${counted(end.totals.prompt_tokens_dropped, "token")}`);
+  if (session.end?.summary?.chosen) parts.push(`chosen ${visible(String(session.end.summary.chosen))}`);
   if (session.modelState?.state === "ready" && session.modelState.reason) parts.push(visible(session.modelState.reason));
   return parts.join(" · ");
 }
 
-/** What the session waits for before its first token. @param {Session} session @param {number} now */
-export function waiting(session, now) {
-  if (!session.active || session.tokens > 0) return "";
-  const since = session.reading?.silence_ms ?? now - session.seenAt;
-  const model = session.modelState;
-  const steps = /** @type {Record<string, string>} */ ({ pulling: "pulling", queued: "queued", loading: "loading" });
-  const step = model && steps[model.state] ? `${steps[model.state]} ${session.model}` : "prompt sent";
-  const place = model?.state === "queued" && known(model.position) ? `, place ${model.position}` : "";
-  const why = model && steps[model.state] && model.reason ? ` · ${visible(model.reason)}` : "";
-  return `${step}${place} · ${(since / 1000).toFixed(2)} s${why}\n${HINTS.get(model?.state ?? "") ?? NO_TOKEN}`;
-}
-
 /** What a session that fell silent does, in words. @param {Session} session */
-function stalled({ active, tokens, reading, energyParams }) {
-  if (!active || !reading?.stall || tokens === 0) return "";
+function stalled({ active, streams, energyParams }) {
+  const silent = active ? streams.filter(({ reading, tokens }) => reading?.stall && tokens > 0) : [];
+  if (silent.length === 0) return "";
   const line = known(energyParams?.stall_ms) ? `, past the stall line of ${energyParams.stall_ms} ms` : "";
-  return `Silent for ${(reading.silence_ms / 1000).toFixed(1)} s${line}. It may go on; Stop (Esc) ends it and keeps what came.`;
+  const who = streams.length > 1 ? `${silent.map(({ model }) => visible(model)).join(", ")} silent for ` : "Silent for ";
+  return `${who}${(Math.max(...silent.map(({ reading }) => reading?.silence_ms ?? 0)) / 1000).toFixed(1)} s${line}. It may go on; Stop (Esc) ends it and keeps what came.`;
 }
 
 /** @param {Session|null} session @param {Composer} composer @param {number} now */
 export function showAnswer(session, composer, now) {
   title(session, composer);
-  state(session);
-  put(byId("waiting"), session ? waiting(session, now) : idle(composer));
-  failure(session?.end?.error ?? null);
   const box = byId("outcome");
   const ending = session ? outcome(session, composer.stops.get(session.id)?.answer?.stop_latency_ms ?? null) : "";
   const cancelling = session !== null && session.active && composer.stops.has(session.id);
   const silent = session ? stalled(session) : "";
-  put(box, session ? (cancelling ? "Cancelling…" : ending || silent || parameters(session)) : "");
+  const text = session ? (cancelling ? "Cancelling…" : ending || silent || parameters(session)) : "";
+  put(box, text);
+  box.hidden = text === "";
   box.className = `mono ${colour(session, silent)}`;
+  failure(session && session.streams.length > 1 ? (session.end?.error ?? null) : null);
   about(session, composer, now);
 }
 
@@ -87,8 +72,8 @@ function colour(session, silent) {
   return session.end.reason === "aborted" ? "good" : "quiet";
 }
 
-/** @param {Composer} composer */
-function idle(composer) {
+/** What to say while there is no session. @param {Composer} composer */
+export function idle(composer) {
   if (!composer.modelsKnown) return "";
   if (composer.models.size === 0) return "No model found. Start a model server such as Ollama and download a model: it appears here by itself.";
   return "Nothing is running. Ask something below, or start a session from any other program: it appears here by itself.";
@@ -97,29 +82,17 @@ function idle(composer) {
 /** @param {Session|null} session @param {Composer} composer */
 function title(session, composer) {
   const prompt = session && composer.prompts.get(session.id);
-  put(byId("title"), session ? (prompt ? visible(prompt).split("\n")[0] : `${session.model || "Session"} via ${session.origin || "another program"}`) : "Ready");
-  const meta = session ? [`session ${session.id.slice(0, 8)}`, elapsed(session), counted(session.tokens, "token")] : [];
+  put(byId("title"), session ? (prompt ? visible(prompt).split("\n")[0] : `${visible(session.awaited) || "Session"} via ${session.origin || "another program"}`) : "Ready");
+  const meta = session ? [`session ${session.id.slice(0, 8)}`, elapsed(session), ...(session.streams.length > 1 ? [counted(session.streams.length, "stream")] : []), counted(session.tokens, "token")] : [];
   put(byId("meta"), meta.join(" · "));
-}
-
-/** @param {Session|null} session */
-function state(session) {
-  const reading = session?.reading ?? null;
-  const name = session ? (session.end ? "DRAINED" : (reading?.state ?? "CHARGING")) : "IDLE";
-  const chip = byId("state");
-  put(chip, name);
-  chip.dataset.state = name;
-  put(byId("model-name"), session ? session.model || "unknown model" : "No session");
-  put(byId("stall"), session?.active && reading?.stall ? `silence ${Math.round(reading.silence_ms)} ms` : "");
-  put(byId("rate"), fixed(reading?.tps, 1));
 }
 
 /** @param {{code?: string, message?: string}|null} error */
 function failure(error) {
-  const box = byId("error");
+  const box = byId("session-error");
   if (box.hidden !== (error === null)) box.hidden = error === null;
-  put(byId("error-code"), error?.code ?? "");
-  put(byId("error-message"), error?.message ?? "");
+  put(byId("session-error-code"), error?.code ?? "");
+  put(byId("session-error-message"), error?.message ?? "");
 }
 
 /** What the runtime states about a model. @param {import("./api.js").Model} model @returns {string[]} */
@@ -140,9 +113,9 @@ function parameters(session) {
 
 /** Model card: the one that speaks, else the one that is picked. @param {Session|null} session @param {Composer} composer @param {number} now */
 function about(session, composer, now) {
-  const model = composer.models.get(session?.active ? session.model : composer.model.value || (session?.model ?? ""));
+  const model = composer.models.get(session?.active ? session.awaited : composer.model.value || (session?.awaited ?? ""));
   const box = byId("about");
-  const name = model?.name ?? (session?.active ? session.model : "");
+  const name = model?.name ?? (session?.active ? session.awaited : "");
   const text = model ? facts(model).join("\n") : "";
   if (box.dataset.shown !== name + text) {
     box.dataset.shown = name + text;

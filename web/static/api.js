@@ -6,13 +6,15 @@ const TIMEOUT_MS = 10_000;
 const STOP_TIMEOUT_MS = 30_000; // /stop answers when the runtime's connection is closed
 
 /**
- * @typedef {{ws_url: string, version: string, schema_version: string, boot: string, tier: string}} Bootstrap
- * @typedef {{name: string, runtime: string, state?: string, capabilities?: string[], details?: Record<string, any>}} Model
+ * @typedef {{ws_url: string, version: string, schema_version: string, boot: string, tier: string, limits?: Record<string, any>}} Bootstrap
+ * @typedef {{name: string, runtime: string, state?: string, capabilities?: string[], details?: Record<string, any>,
+ *   size_bytes?: number, resident_bytes?: number, last_used?: string|null, tps?: number|null, ttft_ms?: number|null, pinned?: boolean}} Model
+ * @typedef {{ram_total_bytes: number, ram_budget_bytes: number, vram_budget_bytes: number, used_bytes: number}} Memory
  * @typedef {{session_id: string, dropped_models?: string[]}} Accepted
  * @typedef {{success: boolean, tokens_generated: number, stop_latency_ms: number|null}} Stopped
  * @typedef {{name: string, kind: string, url: string|null, local: boolean, up: boolean|null, reason: string|null}} RuntimeState
  * @typedef {{runtimes: RuntimeState[], state?: string, next?: string|null, suggested_model?: string|null, remote?: boolean}} Health
- * @typedef {{models: Model[], pulls?: {name: string, status: string, progress: number|null}[]}} Listing
+ * @typedef {{models: Model[], memory?: Memory, tier?: string, virtual?: {name: string, members: string[]}[], pulls?: {name: string, status: string, progress: number|null}[]}} Listing
  * @typedef {{status: string, completed?: number, total?: number}} PullStep
  */
 
@@ -90,15 +92,30 @@ export async function pull(name, signal, onStep) {
   if (status !== "success") throw new ApiError("UNREACHABLE", "The engine broke off the download.", true);
 }
 
-/** Brings a model into memory. @param {string} name @param {AbortSignal} signal @returns {Promise<object>} */
-export const load = (name, signal) => call("/models/load", { body: { name, warm_up: false }, signal });
+/** Brings a model into memory. @param {string} name @param {AbortSignal} signal @param {boolean} [pin] keep it there @returns {Promise<{load_time_ms: number|null, evicted: string[]}>} */
+export const load = (name, signal, pin = false) => call("/models/load", { body: { name, warm_up: false, pin }, signal });
+
+/** Takes a model out of memory. @param {string} name @returns {Promise<{freed_bytes: number}>} */
+export const unload = (name) => call("/models/unload", { body: { name } });
+
+/** Why a model is where it is. @param {string} name @returns {Promise<any>} */
+export const why = (name) => call(`/models/${name.split("/").map(encodeURIComponent).join("/")}/why`);
+
+/** @param {"model"|"agent"|"day"} by @returns {Promise<any>} */
+export const usage = (by) => call(`/usage?by=${by}`);
+
+/** @returns {Promise<any>} */
+export const stats = () => call("/stats");
+
+/** The engine's own description of its calls. @returns {Promise<import("./features.js").Description>} */
+export const description = () => call("/openapi.json");
 
 /**
  * Starts a session; its events arrive on the WebSocket.
- * @param {{model: string, prompt: string, parameters: Record<string, number>}} request
+ * @param {{mode: string, model?: string, models?: string[], prompt: string, parameters: Record<string, number>}} request
  * @returns {Promise<Accepted>}
  */
-export const generate = (request) => call("/generate", { body: { mode: "single", ...request } });
+export const generate = (request) => call("/generate", { body: request });
 
 /** @param {string} sessionId @returns {Promise<Stopped>} */
 export const stop = (sessionId) => call("/stop", { body: { session_id: sessionId }, timeoutMs: STOP_TIMEOUT_MS });

@@ -1,20 +1,24 @@
-/** The prompt form: models, parameters, Run and Stop. Prompts stay in this page's memory and go to the engine only. */
+/** The prompt form: what to ask, parameters, Run and Stop. Prompts stay in this page's memory and go to the engine only. */
 
 import * as api from "./api.js";
 import { byId, put } from "./format.js";
+import { Picker } from "./picker.js";
+import { visible } from "./text.js";
 import { recall, remember } from "./theme.js";
 
 /** @typedef {import("./session.js").Session} Session */
 /** @typedef {import("./api.js").Model} Model */
 
 const PROMPTS = 80;
+const PARAMETERS = [["temperature", "temperature"], ["max_tokens", "max-tokens"], ["seed", "seed"], ["top_p", "top-p"], ["top_k", "top-k"]];
 const OWN = "embedded"; // the built-in demonstration models' runtime
 
 export class Composer {
   constructor() {
     this.form = /** @type {HTMLFormElement} */ (byId("composer"));
     this.prompt = /** @type {HTMLTextAreaElement} */ (byId("prompt"));
-    this.model = /** @type {HTMLSelectElement} */ (byId("model"));
+    this.picker = new Picker(() => this._clear());
+    this.model = this.picker.model;
     this.run = /** @type {HTMLButtonElement} */ (byId("run"));
     this.stopButton = /** @type {HTMLButtonElement} */ (byId("stop"));
     /** @type {Map<string, Model>} */
@@ -38,7 +42,12 @@ export class Composer {
     this.prompt.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.submit();
     });
-    this.model.addEventListener("change", () => remember("model", this.model.value));
+    for (const example of document.querySelectorAll("#examples button")) {
+      example.addEventListener("click", () => {
+        this.prompt.value = example.textContent ?? "";
+        this.prompt.focus();
+      });
+    }
   }
 
   /** Asks the engine which models there are, one question at a time. Own failures are shown, not thrown. @param {string} [choice] picked if it is there */
@@ -66,16 +75,7 @@ export class Composer {
     const picked = [this._choice, `${this._choice}:latest`].find((name) => this.models.has(name));
     if (picked) this._choice = "";
     const wanted = picked || this.model.value || recall("model");
-    const groups = new Map();
-    for (const model of this.models.values()) {
-      const option = new Option(model.name, model.name);
-      if (!groups.has(model.runtime)) groups.set(model.runtime, []);
-      groups.get(model.runtime).push(option);
-    }
-    this.model.replaceChildren(...[...groups].map(([runtime, options]) => group(runtime, options)));
-    const usual = [...this.models.values()].find((model) => model.runtime !== OWN) ?? [...this.models.values()][0];
-    this.model.value = wanted && this.models.has(wanted) ? wanted : (usual?.name ?? "");
-    this.model.disabled = this.models.size === 0;
+    this.picker.listed(this.models, wanted ?? "");
     if (picked) remember("model", picked);
     this.onListed(listing);
   }
@@ -96,11 +96,15 @@ export class Composer {
       return;
     }
     if (!this.form.reportValidity()) return;
+    if (this.picker.trouble) {
+      this._refuse(new api.ApiError("NOT_READY", this.picker.trouble));
+      return;
+    }
     this.sending = true;
-    put(byId("refusal"), "");
-    byId("refusal").hidden = true;
+    this._clear();
     try {
-      const { session_id } = await api.generate({ model: this.model.value, prompt, parameters: this._parameters() });
+      const { session_id, dropped_models: dropped = [] } = await api.generate({ ...this.picker.request, prompt, parameters: this._parameters() });
+      this._note(dropped.length > 0 ? `The tier leaves out ${dropped.map(visible).join(", ")}.` : "");
       this.prompts.set(session_id, prompt);
       if (this.prompts.size > PROMPTS) this.prompts.delete(this.prompts.keys().next().value ?? "");
       this.onAccepted();
@@ -131,6 +135,10 @@ export class Composer {
     this.run.disabled = this.sending || !live || this.models.size === 0;
     const cancelling = session !== null && session.active && this.stops.has(session.id);
     this.stopButton.disabled = !session?.active || cancelling || !live;
+    byId("examples").hidden = session !== null || this.models.size === 0;
+    const many = this.picker.mode !== "single";
+    const hint = many ? "Ask the council…" : "Ask something…";
+    if (this.prompt.placeholder !== hint) this.prompt.placeholder = hint;
     const label = /** @type {Text} */ (this.stopButton.firstChild);
     const wording = cancelling ? "Cancelling… " : "Stop ";
     if (label.data !== wording) label.data = wording;
@@ -139,11 +147,23 @@ export class Composer {
   /** @returns {Record<string, number>} */
   _parameters() {
     const parameters = /** @type {Record<string, number>} */ ({});
-    for (const [name, id] of [["temperature", "temperature"], ["max_tokens", "max-tokens"]]) {
+    for (const [name, id] of PARAMETERS) {
       const value = /** @type {HTMLInputElement} */ (byId(id)).valueAsNumber;
       if (Number.isFinite(value)) parameters[name] = value;
     }
     return parameters;
+  }
+
+  _clear() {
+    put(byId("refusal"), "");
+    byId("refusal").hidden = true;
+    this._note("");
+  }
+
+  /** @param {string} words */
+  _note(words) {
+    put(byId("note"), words);
+    byId("note").hidden = words === "";
   }
 
   /** @param {unknown} error */
@@ -154,12 +174,4 @@ export class Composer {
     box.replaceChildren(code, error instanceof Error ? error.message : String(error));
     box.hidden = false;
   }
-}
-
-/** @param {string} runtime @param {HTMLOptionElement[]} options */
-function group(runtime, options) {
-  const box = document.createElement("optgroup");
-  box.label = runtime === OWN ? "built-in demonstration models" : runtime;
-  box.append(...options);
-  return box;
 }

@@ -1,18 +1,8 @@
-/** The last token's raw values and the formula with the constants in force, so that E_base can be checked by hand. */
+/** The formula of energy with the constants in force, so that E_base of a token can be checked by hand. Pure. */
 
-import { visible } from "./text.js";
-import { byId, fixed, known, NONE, put } from "./format.js";
+import { known, NONE } from "./format.js";
 
-/** @typedef {import("./session.js").Session} Session */
 /** @typedef {{v: number, f: number, c: number|null, base: number}} Terms */
-
-const TOKEN_CHARS = 60;
-
-/** @param {string} text */
-function short(text) {
-  const line = visible(text.slice(0, TOKEN_CHARS)).replaceAll("\n", "⏎");
-  return text.length > TOKEN_CHARS ? `${line}… ${text.length} characters` : line;
-}
 
 /** @param {number} value */
 const clamp = (value) => Math.min(1, Math.max(0, value));
@@ -50,9 +40,12 @@ function verdict(ours, theirs) {
   return `engine ${theirs.toFixed(4)} ${apart < 5e-4 ? "✓" : `differs by ${apart.toFixed(4)}`}`;
 }
 
-/** @param {NonNullable<Session["evidence"]>} evidence @param {Record<string, any>} params @returns {string} */
-export function formula({ token, previous, reading }, params) {
+/** @param {import("./stream.js").Heard} heard @param {Record<string, any>} params @returns {string} */
+export function formula({ token, before, reading }, params) {
   if (token.throttled) return "Our own queue was full before this token:\nits timing says nothing about the model,\nE is held and it earns no EU.";
+  if (!reading) {
+    return `E_base = ${known(token.energy_base) ? token.energy_base.toFixed(4) : NONE}, E = ${known(token.energy) ? token.energy.toFixed(4) : NONE}, as the engine told it.\nA later token came in the same frame, and a frame\ncarries rate and certainty of its last token only:\nthis one cannot be worked out again here.`;
+  }
   const signal = { tps: reading.tps, delta_ms: token.delta_ms, certainty: reading.certainty };
   const { v, f, c, base } = terms(signal, params);
   const n = (/** @type {number} */ x) => x.toFixed(3);
@@ -70,60 +63,9 @@ export function formula({ token, previous, reading }, params) {
   lines.push(`  = ${base.toFixed(4)}   ${verdict(base, token.energy_base)}`);
   lines.push(`v = TPS / ${params.tps_max}, at most 1 = ${n(v)}`);
   lines.push(token.delta_ms === null ? "f = 1.000, first token: there is no Δt" : `f = 1 − (Δt − ${params.stall_ms}) / ${params.ceil_ms - params.stall_ms}, 0…1 = ${n(f)}`);
-  const before = token.position === 0 ? 0 : previous?.position === token.position - 1 ? previous.energy : null;
   if (known(before) && known(token.energy)) {
     const energy = averaged(base, before, token.delta_ms, params);
     lines.push(`E = α·E_base + (1 − α)·E_before, α = ${params.alpha}`, `  = ${energy.toFixed(4)}   ${verdict(energy, token.energy)}`);
   }
   return lines.join("\n");
-}
-
-export class Evidence {
-  constructor() {
-    this.box = /** @type {HTMLDetailsElement} */ (byId("evidence"));
-    this._rows = byId("evidence-values");
-  }
-
-  toggle() {
-    this.box.open = !this.box.open;
-  }
-
-  /** @param {Session|null} session */
-  show(session) {
-    if (!this.box.open) return;
-    const evidence = session?.evidence;
-    if (!session || !evidence || !session.energyParams) {
-      put(byId("evidence-token"), "No token yet.");
-      this._rows.replaceChildren();
-      put(byId("evidence-formula"), "E_base = w_v·v + w_c·c·f + w_f·f\nE      = α·E_base + (1 − α)·E_before");
-      return;
-    }
-    const { token, reading } = evidence;
-    put(byId("evidence-token"), `Token ${token.position}: “${short(token.text)}”`);
-    this._table([
-      ["arrived t", `${(token.t_us / 1e6).toFixed(6)} s`],
-      ["Δt", known(token.delta_ms) ? `${token.delta_ms.toFixed(3)} ms${token.coalesced ? " (same chunk)" : ""}` : NONE],
-      ["TPS", fixed(reading.tps, 3)],
-      ["log p · p", known(token.logprob) ? `${token.logprob.toFixed(4)} · ${Math.exp(token.logprob).toFixed(4)}` : NONE],
-      ["certainty c", fixed(reading.certainty, 4)],
-      ["entropy, tail", `${fixed(reading.entropy_bits, 4)} bit, ${fixed(reading.tail_mass, 4)}`],
-      ["constants of tier", String(session.energyParams.tier)],
-    ]);
-    put(byId("evidence-formula"), formula(evidence, session.energyParams));
-  }
-
-  /** @param {[string, string][]} rows */
-  _table(rows) {
-    while (this._rows.childElementCount < rows.length) {
-      const row = document.createElement("tr");
-      const head = document.createElement("th");
-      head.scope = "row";
-      row.append(head, document.createElement("td"));
-      this._rows.append(row);
-    }
-    rows.forEach(([name, value], i) => {
-      put(this._rows.children[i].children[0], name);
-      put(this._rows.children[i].children[1], value);
-    });
-  }
 }

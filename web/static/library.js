@@ -54,6 +54,11 @@ export class Library {
     if (reason && state !== "pulling") this._note(`${visible(model)}: ${state}, ${visible(reason)}`, atMs);
   }
 
+  /** What an event said of a model after the last listing. @param {string} name */
+  heardOf(name) {
+    return this._heard.get(name);
+  }
+
   /** 1 Hz. @param {Map<string, Model>} models @param {string[]} away runtimes on other machines */
   show(models, away) {
     const reach = away.join();

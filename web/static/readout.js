@@ -3,63 +3,64 @@
 import { byId, fixed, known, NONE, put, seconds } from "./format.js";
 
 /** @typedef {import("./session.js").Session} Session */
+/** @typedef {{session: Session, stream: import("./stream.js").Stream|null, reading: Record<string, any>|null, tokens: number}} Shown a stream in its session */
 /** @typedef {{value: string, unit?: string, why?: string, spoken?: boolean}} Cell `spoken`: the reason stands beside it already, say it to readers only */
 
 const NO_LOGPROBS = "no log-probabilities from this runtime";
 const WAITING = "no token yet";
 
-/** @param {Session} session @returns {string} why a logprob-based number is missing */
-function whyNoLogprobs(session) {
-  return session.tokens > 0 ? NO_LOGPROBS : WAITING;
+/** @param {Shown} shown @returns {string} why a logprob-based number is missing */
+function whyNoLogprobs(shown) {
+  return shown.tokens > 0 ? NO_LOGPROBS : WAITING;
 }
 
-/** @param {Session} session @returns {Cell} */
-function entropy(session) {
-  const { entropy_bits: bits, tail_mass: tail, certainty } = session.reading ?? {};
-  if (!known(bits)) return known(certainty) ? { value: NONE, why: "no list" } : { value: NONE, why: whyNoLogprobs(session), spoken: session.tokens > 0 };
+/** @param {Shown} shown @returns {Cell} */
+function entropy(shown) {
+  const { entropy_bits: bits, tail_mass: tail, certainty } = shown.reading ?? {};
+  if (!known(bits)) return known(certainty) ? { value: NONE, why: "no list" } : { value: NONE, why: whyNoLogprobs(shown), spoken: shown.tokens > 0 };
   return { value: bits.toFixed(2), unit: "bit", why: known(tail) ? `tail ${tail.toFixed(3)}` : "" };
 }
 
-/** @param {Session} session @returns {Cell} */
-function delta(session) {
-  const ms = session.reading?.delta_ms;
-  if (known(ms)) return { value: fixed(ms, 1), unit: "ms", why: session.reading?.throttled ? "throttled" : "" };
-  return { value: NONE, why: session.tokens > 0 ? "one token" : WAITING };
+/** @param {Shown} shown @returns {Cell} */
+function delta(shown) {
+  const ms = shown.reading?.delta_ms;
+  if (known(ms)) return { value: fixed(ms, 1), unit: "ms", why: shown.reading?.throttled ? "throttled" : "" };
+  return { value: NONE, why: shown.tokens > 0 ? "one token" : WAITING };
 }
 
-/** @param {Session} session @returns {Cell} */
-function ttft(session) {
-  if (known(session.ttftMs)) return { value: (session.ttftMs / 1000).toFixed(3), unit: "s" };
-  return { value: NONE, why: session.active && session.tokens === 0 ? WAITING : session.tokens > 0 ? "known at the end" : "no token came" };
+/** @param {Shown} shown @returns {Cell} */
+function ttft(shown) {
+  if (known(shown.stream?.ttftMs)) return { value: (Number(shown.stream?.ttftMs) / 1000).toFixed(3), unit: "s" };
+  return { value: NONE, why: shown.session.active && shown.tokens === 0 ? WAITING : shown.tokens > 0 ? "known at the end" : "no token came" };
 }
 
-/** @param {Session} session @returns {Cell} */
-function base(session) {
-  const value = session.reading?.energy_base;
+/** @param {Shown} shown @returns {Cell} */
+function base(shown) {
+  const value = shown.reading?.energy_base;
   if (known(value)) return { value: value.toFixed(3), why: "last token" };
-  return { value: NONE, why: session.tokens > 0 ? "not measured" : WAITING };
+  return { value: NONE, why: shown.tokens > 0 ? "not measured" : WAITING };
 }
 
-/** @type {[key: string, label: string, definition: string, read: (session: Session) => Cell][]} */
+/** @type {[key: string, label: string, definition: string, read: (shown: Shown) => Cell][]} */
 const CELLS = [
   ["energy", "E(t)", "Energy of the last frame, 0 to 1", (s) => ({ value: fixed(s.reading?.energy, 3) })],
   ["base", "E base", "Energy of the last token before averaging", base],
   ["ttft", "TTFT", "Time to first token", ttft],
   ["tps", "tok/s", "Tokens per second over the last second of arrivals", (s) => ({ value: fixed(s.reading?.tps, 1) })],
   ["delta", "Δt", "Time between the last two tokens", delta],
-  ["silence", "silence", "Time since the last token, or since the prompt", (s) => ({ value: fixed(s.reading?.silence_ms, 0), unit: "ms", why: stallLine(s) })],
+  ["silence", "silence", "Time since the last token, or since the prompt", (s) => ({ value: fixed(s.reading?.silence_ms, 0), unit: "ms", why: stallLine(s.session) })],
   ["certainty", "certainty", "From the most likely next tokens, 0 to 1", certainty],
   ["entropy", "entropy, at least", "Of the most likely next tokens. A lower bound: the tail beside it is probability outside the list", entropy],
   ["tokens", "tokens", "Tokens of this session", (s) => ({ value: String(s.tokens) })],
-  ["eu", "EU total", "Energy units earned by measured tokens", (s) => ({ value: fixed(s.euTotal, 2) })],
-  ["eu-rate", "EU/s", "The engine's per-frame average", (s) => ({ value: fixed(s.euRate, 2) })],
-  ["elapsed", "elapsed", "Since the prompt was accepted", (s) => ({ value: elapsed(s).replace(" s", ""), unit: "s" })],
+  ["eu", "EU total", "Energy units earned by measured tokens", (s) => ({ value: fixed(s.session.euTotal, 2) })],
+  ["eu-rate", "EU/s", "The engine's per-frame average", (s) => ({ value: fixed(s.session.euRate, 2) })],
+  ["elapsed", "elapsed", "Since the prompt was accepted", (s) => ({ value: elapsed(s.session).replace(" s", ""), unit: "s" })],
 ];
 
-/** @param {Session} session @returns {Cell} */
-function certainty(session) {
-  const value = session.reading?.certainty;
-  return known(value) ? { value: value.toFixed(3) } : { value: NONE, why: whyNoLogprobs(session) };
+/** @param {Shown} shown @returns {Cell} */
+function certainty(shown) {
+  const value = shown.reading?.certainty;
+  return known(value) ? { value: value.toFixed(3) } : { value: NONE, why: whyNoLogprobs(shown) };
 }
 
 /** @param {Session} session */
@@ -96,12 +97,13 @@ export class Readout {
     }
   }
 
-  /** @param {Session|null} session */
-  show(session) {
+  /** @param {Session|null} session @param {import("./stream.js").Stream|null} stream the one whose numbers are asked for */
+  show(session, stream) {
+    const shown = session ? { session, stream, reading: stream?.reading ?? null, tokens: stream?.tokens ?? 0 } : null;
     for (const [key, , , read] of CELLS) {
       const cell = this._cells.get(key);
       if (!cell) continue;
-      const { value, unit = "", why = "", spoken = false } = session ? read(session) : { value: NONE };
+      const { value, unit = "", why = "", spoken = false } = shown ? read(shown) : { value: NONE };
       if (cell.value.data !== value) cell.value.data = value;
       put(cell.unit, unit && value !== NONE ? ` ${unit}` : "");
       put(cell.why, why);

@@ -18,6 +18,8 @@ export class RenderReport {
     this.send = send;
     this._frame = -1;
     this._sentAt = -Infinity;
+    /** @type {number|null} from receiving a frame to having painted it, as last measured */
+    this.lagMs = null;
   }
 
   /**
@@ -28,6 +30,9 @@ export class RenderReport {
     if (frame < 0 || frame === this._frame || now - this._sentAt < EVERY_MS) return;
     this._frame = frame;
     this._sentAt = now;
-    afterPaint(() => this.send({ type: "ack_rendered", frame, fps: paintedPerSecond, lag_ms: Math.max(0, performance.now() - receivedAt) }));
+    afterPaint(() => {
+      this.lagMs = Math.max(0, performance.now() - receivedAt);
+      this.send({ type: "ack_rendered", frame, fps: paintedPerSecond, lag_ms: this.lagMs });
+    });
   }
 }

@@ -1,59 +1,10 @@
-/** What the page keeps of one session. Everything is bounded; nothing here is smoothed or guessed. No DOM. */
+/** What the page keeps of one session: its streams side by side, and what the engine says of them together. No DOM. */
 
-export const COLUMNS = 2_048; // engine frames kept for the field: 34 s at 60 Hz
-const STALLS = 64;
-const SEGMENT_CHARS = 4_096;
-const TEXT_CHARS = 65_536;
+import { EnsembleColumns } from "./columns.js";
+import { Council } from "./council.js";
+import { Stream } from "./stream.js";
 
-/**
- * One token as the field draws it. `bits` is known only for the last token of a frame: `energy.update` carries the
- * entropy of that one. Null means not measured.
- * @typedef {{base: number|null, p: number|null, bits: number|null, position: number}} Strike
- * @typedef {{from: number, to: number, ms: number}} Stall columns from the stall line on, and the whole silence
- * @typedef {{kind: string, text: string, start: number}} Segment `start` counts UTF-16 units from the session's start
- */
-
-/** A ring of field columns: one engine frame, one column. A missed frame is a column too, with nothing in it. */
-export class Columns {
-  constructor() {
-    this.count = 0; // ever written; column i is at i % COLUMNS
-    this.energy = new Float32Array(COLUMNS).fill(NaN);
-    this.stalled = new Uint8Array(COLUMNS);
-    /** @type {(Strike[]|null)[]} */
-    this.strikes = new Array(COLUMNS).fill(null);
-    /** @type {Stall[]} */
-    this.stalls = [];
-    this.firstToken = -1;
-  }
-
-  /** @param {number} energy @param {boolean} stall @param {number} silenceMs @param {Strike[]|null} strikes */
-  push(energy, stall, silenceMs, strikes) {
-    const slot = this.count % COLUMNS;
-    this.energy[slot] = energy;
-    this.stalled[slot] = stall ? 1 : 0;
-    this.strikes[slot] = strikes;
-    if (strikes?.[0].position === 0) this.firstToken = this.count;
-    if (stall) this._stall(silenceMs);
-    this.count += 1;
-  }
-
-  /** @param {number} missed frames that never arrived */
-  gap(missed) {
-    for (let n = Math.min(missed, COLUMNS); n > 0; n -= 1) this.push(NaN, false, 0, null);
-  }
-
-  /** @param {number} silenceMs */
-  _stall(silenceMs) {
-    const last = this.stalls.at(-1);
-    if (last && last.to === this.count - 1 && silenceMs > last.ms) {
-      last.to = this.count;
-      last.ms = silenceMs;
-      return;
-    }
-    this.stalls.push({ from: this.count, to: this.count, ms: silenceMs });
-    if (this.stalls.length > STALLS) this.stalls.shift();
-  }
-}
+export const LANES = 6; // a council has at most six members
 
 export class Session {
   /** @param {string} id @param {number} now */
@@ -61,10 +12,14 @@ export class Session {
     this.id = id;
     this.seenAt = now;
     this.order = 0; // set by the store; a newer session has a greater one
-    this.streamId = "";
-    this.model = "";
+    /** @type {Stream[]} in the order of their slots */
+    this.streams = [];
+    this.unshown = 0; // streams beyond LANES
+    this.mode = "single";
     this.origin = "";
     this.synthetic = false;
+    /** @type {string[]} */
+    this.dropped = [];
     /** @type {Record<string, any>|null} */
     this.energyParams = null;
     /** @type {Record<string, any>} sampling parameters in force; null where the runtime's own default holds */
@@ -72,88 +27,131 @@ export class Session {
     /** @type {number|null} */
     this.startUs = null;
     /** @type {number|null} */
-    this.ttftMs = null;
+    this.endTtftMs = null;
     this.nowMs = NaN; // engine clock of the last frame that spoke of it
-    this.tokens = 0;
-    this.nextPosition = 0; // of the token that is expected; what comes before it is here already
-    /** @type {number|null|undefined} of the last token; null: it has none, undefined: no token yet */
-    this.probability = undefined;
     this.euTotal = NaN;
     this.euRate = NaN;
-    /** @type {Record<string, any>|null} the stream in the last energy.update */
-    this.reading = null;
-    /** @type {{state: string, progress: number|null, position: number|null, reason: string|null, since: number}|null} */
-    this.modelState = null;
+    this.count = 0; // columns; each stream has as many
     /** @type {Record<string, any>|null} payload of session_end */
     this.end = null;
     this.lost = false; // the engine forgot it (it restarted)
-    /** @type {{token: any, previous: any, reading: any}|null} the last token measured alone at the end of its frame */
-    this.evidence = null;
-    this.columns = new Columns();
-    /** @type {Strike[]} */
-    this.arrivals = []; // tokens of the frame being read
-    this._lastToken = null;
-    this._arrived = null;
-    /** @type {Segment[]} */
-    this.segments = [];
-    this.chars = 0; // ever received; the kept text ends here
-    this.epoch = 0; // rises when the text was replaced
+    this.council = new Council();
+    /** @type {EnsembleColumns|null} there from the second stream on */
+    this.together = null;
+    /** @type {Record<string, any>|null} of the last energy.update */
+    this.ensemble = null;
+    /** @type {import("./stream.js").Stream["modelState"]} of the model heard of last */
+    this.modelState = null;
+    this._expected = ""; // a model that was named before its stream
   }
 
   get active() {
     return this.end === null && !this.lost;
   }
 
-  /** Takes what is not here yet: after a reconnect some may come again. @param {any[]} arrived tokens of one frame */
-  take(arrived) {
-    const tokens = arrived.filter(({ position }) => !(position < this.nextPosition));
-    for (const token of tokens) {
-      this.nextPosition = token.position + 1;
-      if (this.ttftMs === null && token.position === 0 && this.startUs !== null) this.ttftMs = (token.t_us - this.startUs) / 1000;
-      const p = typeof token.logprob === "number" ? Math.exp(token.logprob) : null;
-      this.arrivals.push({ base: token.energy_base, p, bits: null, position: token.position });
-      this.probability = p;
-      this.append(token.kind, token.text);
-      this._lastToken = this._arrived;
-      this._arrived = token;
+  get tokens() {
+    return this.streams.reduce((sum, stream) => sum + stream.tokens, 0);
+  }
+
+  /** Whether it has, or is about to have, more than one stream. */
+  get plural() {
+    return this.streams.length > 1 || this.mode !== "single" || this.council.formed !== null;
+  }
+
+  /** What it is called in one line. */
+  get model() {
+    return this.streams.map((stream) => stream.model).join(" + ");
+  }
+
+  /** The stream of that id; made when it is new. Null beyond LANES. @param {string} id @param {string} [model] @returns {Stream|null} */
+  stream(id, model = "") {
+    const found = this.streams.find((stream) => stream.id === id);
+    if (found) {
+      found.model ||= model;
+      return found;
     }
-    this.tokens += tokens.length;
+    if (this.streams.length >= LANES) {
+      this.unshown += 1;
+      return null;
+    }
+    const made = new Stream(id, model, this.streams.length, this.count);
+    this.streams.push(made);
+    if (this.streams.length === 2) this.together ??= new EnsembleColumns(this.count);
+    return made;
+  }
+
+  /** @param {any} payload of experience.session_start */
+  start(payload) {
+    this.mode = payload.mode ?? "single";
+    this.origin = payload.origin;
+    this.synthetic = payload.synthetic === true;
+    this.dropped = payload.dropped_models ?? [];
+    this.energyParams = payload.energy_params;
+    this.parameters = payload.parameters ?? {};
+    this.startUs = payload.start_us ?? null;
+    for (const { stream_id: id, model } of payload.streams ?? []) this.stream(id, model);
+    if (this.streams.length === 0 && payload.models?.[0]) this._expected = payload.models[0];
+  }
+
+  /** The stream that speaks; a model that was named without a stream takes the first. @param {string} id @param {string} model */
+  heard(id, model) {
+    return this.stream(id, model || this._expected);
+  }
+
+  /** The model whose words are waited for, before any stream has an id. */
+  get awaited() {
+    return this.model || this._expected;
   }
 
   /** One energy.update: closes the column of its frame. @param {any} payload @param {number} monoMs */
   update(payload, monoMs) {
-    const reading = payload.streams.find((/** @type {any} */ s) => s.stream_id === this.streamId) ?? payload.streams[0];
     this.euTotal = payload.eu_total;
     this.euRate = payload.eu_rate;
-    if (!reading) return;
-    this.streamId ||= reading.stream_id;
-    this.reading = reading;
     this.nowMs = monoMs;
-    this.tokens = reading.tokens;
-    const strikes = this.arrivals.length > 0 ? this.arrivals : null;
-    if (strikes) {
-      strikes[strikes.length - 1].bits = reading.entropy_bits;
-      this.evidence = { token: this._arrived, previous: this._lastToken, reading };
-      this.arrivals = [];
+    for (const reading of payload.streams) this.heard(reading.stream_id, reading.model);
+    for (const stream of this.streams) {
+      stream.update(payload.streams.find((/** @type {any} */ reading) => reading.stream_id === stream.id) ?? null);
     }
-    this.columns.push(reading.energy ?? NaN, reading.stall, reading.silence_ms, strikes);
+    this.ensemble = payload.ensemble ?? null;
+    this.together?.push(this.ensemble);
+    this.count += 1;
   }
 
-  /** @param {string} kind @param {string} text */
-  append(kind, text) {
-    if (!text) return;
-    const last = this.segments.at(-1);
-    if (last && last.kind === kind && last.text.length + text.length <= SEGMENT_CHARS) last.text += text;
-    else this.segments.push({ kind, text, start: this.chars });
-    this.chars += text.length;
-    while (this.segments.length > 1 && this.chars - this.segments[1].start >= TEXT_CHARS) this.segments.shift();
+  /** @param {number} missed frames that never arrived */
+  gap(missed) {
+    if (this.count === 0) return;
+    for (let n = missed; n > 0; n -= 1) {
+      for (const stream of this.streams) stream.columns.blank();
+      this.together?.push(null);
+      this.count += 1;
+    }
   }
 
-  /** Replaces the text by a snapshot's. @param {Record<string, string>} byKind */
-  restoreText(byKind) {
-    this.segments = [];
-    this.chars = 0;
-    this.epoch += 1;
-    for (const kind of ["thinking", "tool", "answer"]) this.append(kind, byKind[kind] ?? "");
+  /** Takes over what a snapshot says of it. @param {any} state */
+  restore(state) {
+    this.mode = state.mode ?? this.mode;
+    this.origin = state.origin ?? this.origin;
+    this.synthetic = state.synthetic === true;
+    this.energyParams = state.energy_params ?? this.energyParams;
+    if (typeof state.started_ms === "number") this.startUs = state.started_ms * 1000;
+    this.endTtftMs = state.ttft_ms ?? this.endTtftMs;
+    this.euTotal = state.eu_total ?? NaN;
+    this.end = state.end;
+    this.lost = false;
+    const readings = state.last_energy?.streams ?? [];
+    const alone = (state.streams?.length ?? 0) === 1;
+    for (const part of state.streams ?? []) {
+      const reading = readings.find((/** @type {any} */ r) => r.stream_id === part.stream_id) ?? null;
+      this.stream(part.stream_id, part.model)?.restore(part, reading, part.tokens ?? (alone ? state.tokens : reading?.tokens ?? 0));
+    }
+    const first = this.streams[0];
+    if (first && alone) first.ttftMs = this.endTtftMs ?? first.ttftMs;
+    if (this.streams.length === 0) this._expected = state.models?.[0] ?? "";
+    this.ensemble = state.last_energy?.ensemble ?? this.ensemble;
+  }
+
+  /** Lets go of single tokens. */
+  fold() {
+    for (const stream of this.streams) stream.fold();
   }
 }

@@ -11,19 +11,27 @@ const BANNER_AFTER_MS = 400;
 const ANNOUNCE_EVERY_MS = 3_000;
 const LISTED = 20;
 
-/** 10 Hz. @param {Store} store @param {Connection} link @param {number} drawnPerSecond @param {number} now */
-export function showStatus(store, link, drawnPerSecond, now) {
+/**
+ * 10 Hz. @param {Store} store @param {Connection} link
+ * @param {{drawnPerSecond: number, mainMs: number|null, lagMs: number|null, load: string, frozen: boolean}} own what this page measured of itself @param {number} now
+ */
+export function showStatus(store, link, own, now) {
   const received = link.state === "live" ? store.rate.perSecond(now) : null;
   put(byId("received"), received === null ? NONE : String(received));
-  put(byId("drawn"), String(drawnPerSecond));
+  put(byId("drawn"), String(own.drawnPerSecond));
+  put(byId("main-ms"), fixed(own.mainMs, 1));
+  put(byId("lag"), fixed(own.lagMs, 0));
   put(byId("lateness"), fixed(store.perf?.lateness_ms, 1));
   put(byId("missed"), String(store.gaps));
   put(byId("merged"), fixed(store.perf?.merged, 0));
   put(byId("version"), link.engine?.version ?? NONE);
   put(byId("connection"), link.state === "live" ? "connected" : link.state);
+  const degraded = (store.perf?.degrade ?? 0) > 0 ? `engine degraded, level ${store.perf?.degrade}` : own.load;
+  put(byId("degraded"), own.frozen ? "frozen: Space goes on" : degraded);
   const running = [...store.sessions.values()].some((session) => session.active);
   put(byId("link"), link.state !== "live" ? capital(link.state) : running ? `Live ${received} Hz` : "Ready");
-  byId("link-dot").className = `dot ${link.state === "live" ? "live" : link.state === "connecting" ? "" : "lost"}`;
+  const state = link.state !== "live" ? (link.state === "connecting" ? "" : "lost") : degraded ? "strained" : "live";
+  byId("link-dot").className = `dot ${state}`;
 }
 
 /** @param {string} word */
@@ -72,8 +80,8 @@ export function showSessions(store) {
 
 /** @param {Session} session */
 function sessionLine(session) {
-  const state = session.end ? session.end.reason : session.lost ? "lost" : (session.reading?.state ?? "CHARGING").toLowerCase();
-  return `${session.id.slice(0, 6)} · ${session.model || "?"} · ${session.origin || "?"} · ${state}`;
+  const state = session.end ? session.end.reason : session.lost ? "lost" : (session.streams[0]?.reading?.state ?? "CHARGING").toLowerCase();
+  return `${session.id.slice(0, 6)} · ${session.streams.length > 1 ? `council of ${session.streams.length}` : session.awaited || "?"} · ${session.origin || "?"} · ${state}`;
 }
 
 /** Speaks at boundaries only, at most every three seconds; stalls may be left out, endings are kept for later. */
@@ -90,10 +98,10 @@ export class Announcer {
 
   /** @param {import("./store.js").Notice[]} notices drained here @param {Session|null} shown @param {number} now */
   speak(notices, shown, now) {
-    for (const { kind, session } of notices.splice(0)) {
+    for (const { kind, session, model } of notices.splice(0)) {
       if (session !== shown) continue;
-      if (kind === "stalled" && (this._pending || now - this._spokeAt < ANNOUNCE_EVERY_MS)) continue;
-      this._pending = sentence(kind, session);
+      if ((kind === "stalled" || kind === "resonance") && (this._pending || now - this._spokeAt < ANNOUNCE_EVERY_MS)) continue;
+      this._pending = sentence(kind, session, model);
     }
     if (!this._pending || now - this._spokeAt < ANNOUNCE_EVERY_MS) return;
     byId("announcer").textContent = this._pending;
@@ -102,10 +110,12 @@ export class Announcer {
   }
 }
 
-/** @param {import("./store.js").Notice["kind"]} kind @param {Session} session */
-function sentence(kind, session) {
-  if (kind === "started") return `${session.model} started`;
-  if (kind === "stalled") return `${session.model} stalled`;
+/** @param {import("./store.js").Notice["kind"]} kind @param {Session} session @param {string} model */
+function sentence(kind, session, model) {
+  if (kind === "started") return `${session.awaited} started`;
+  if (kind === "stalled") return `${model} stalled`;
+  if (kind === "resonance") return "resonance";
+  if (kind === "left") return `${model} left the council`;
   if (kind === "lost") return "The engine restarted, the session is lost";
-  return `${session.model}: ${outcome(session, null)}`;
+  return `${session.awaited}: ${outcome(session, null)}`;
 }

@@ -1,8 +1,11 @@
 /** Reads frames into sessions. Called from onmessage: it only writes memory, the animation frame reads it. No DOM. */
 
+import { COLUMNS } from "./columns.js";
+import { EventLog } from "./eventlog.js";
 import { Session } from "./session.js";
 
 const SESSIONS = 80; // 64 can run at once
+const DETAILED = 8; // newest sessions whose single tokens are kept after their end
 const NOTICES = 32;
 const MODEL_EVENTS = 256;
 const RATE_SAMPLES = 256;
@@ -27,7 +30,7 @@ export class Rate {
   }
 }
 
-/** @typedef {{kind: "started"|"stalled"|"ended"|"lost", session: Session}} Notice */
+/** @typedef {{kind: "started"|"stalled"|"ended"|"lost"|"resonance"|"left", session: Session, model: string}} Notice */
 
 export class Store {
   constructor() {
@@ -46,6 +49,9 @@ export class Store {
     /** @type {{event: any, atMs: number}[]} `experience.model` in order, drained likewise */
     this.modelEvents = [];
     this.unknownEvents = 0;
+    this.log = new EventLog();
+    this.away = false; // the page asked for fewer frames: what is skipped then is not missed
+    this.skipped = 0;
     this._order = 0;
   }
 
@@ -56,6 +62,7 @@ export class Store {
       this._count(message, now);
     }
     for (const event of message.events ?? []) {
+      this.log.add(event, message);
       if (event.type === "experience.model") this._model(event.payload, message.ts_ms);
       this._event(event, message.mono_ms, now);
     }
@@ -83,8 +90,9 @@ export class Store {
     const missed = this.frame < 0 ? 0 : message.frame - this.frame - 1;
     this.frame = message.frame;
     if (missed <= 0) return;
-    this.gaps += missed;
-    for (const session of this.sessions.values()) if (session.active && session.reading) session.columns.gap(missed);
+    if (this.away) this.skipped += missed;
+    else this.gaps += missed;
+    for (const session of this.sessions.values()) if (session.active) session.gap(Math.min(missed, COLUMNS));
   }
 
   /** @param {any} event @param {number} monoMs @param {number} now */
@@ -95,19 +103,20 @@ export class Store {
         break;
       case "experience.token": {
         const session = this._session(id, now);
-        session.streamId ||= payload.stream_id; // one stream per session on this page: the first
-        session.model ||= payload.model;
-        if (session.streamId === payload.stream_id) session.take(payload.tokens);
+        session.heard(payload.stream_id, payload.model)?.take(payload.tokens, session.startUs, this.frame);
         break;
       }
-      case "experience.session_start":
-        this._start(this._session(id, now), payload);
+      case "experience.session_start": {
+        const session = this._session(id, now);
+        session.start(payload);
+        this._notice("started", session);
         break;
+      }
       case "experience.session_end":
         this._end(this._session(id, now), payload);
         break;
       case "experience.model":
-        if (id) this._session(id, now).modelState = { ...payload, since: now };
+        if (id) this._loading(this._session(id, now), payload, now);
         break;
       case "system.hello":
         this._hello(payload);
@@ -116,15 +125,32 @@ export class Store {
         this._snapshot(payload, now);
         break;
       default:
-        if (!type?.startsWith("system.")) this.unknownEvents += 1;
+        if (type?.startsWith("council.") && id) this._council(this._session(id, now), type.slice(8), payload, monoMs);
+        else if (!type?.startsWith("system.")) this.unknownEvents += 1;
     }
   }
 
   /** @param {Session} session @param {any} payload @param {number} monoMs */
   _energy(session, payload, monoMs) {
-    const before = session.reading?.state;
+    const before = session.streams.map((stream) => stream.reading?.state);
     session.update(payload, monoMs);
-    if (session.reading?.state === "STALLING" && before !== "STALLING") this._notice("stalled", session);
+    session.streams.forEach((stream, i) => {
+      if (stream.reading?.state === "STALLING" && before[i] !== "STALLING") this._notice("stalled", session, stream.model);
+    });
+  }
+
+  /** @param {Session} session @param {string} kind @param {any} payload @param {number} monoMs */
+  _council(session, kind, payload, monoMs) {
+    session.council.take(session, kind, payload, monoMs);
+    if (kind === "resonance" && payload.phase !== "end") this._notice("resonance", session);
+    if (kind === "model_error") this._notice("left", session, payload.model ?? "a member");
+  }
+
+  /** @param {Session} session @param {any} payload @param {number} now */
+  _loading(session, payload, now) {
+    const state = { ...payload, since: now };
+    session.modelState = state;
+    for (const stream of session.streams) if (stream.model === payload.model) stream.modelState = state;
   }
 
   /** @param {any} event @param {number} atMs Unix time */
@@ -134,21 +160,10 @@ export class Store {
   }
 
   /** @param {Session} session @param {any} payload */
-  _start(session, payload) {
-    session.model = payload.models[0] ?? "";
-    session.streamId = payload.streams?.[0]?.stream_id ?? session.streamId;
-    session.origin = payload.origin;
-    session.synthetic = payload.synthetic === true;
-    session.energyParams = payload.energy_params;
-    session.parameters = payload.parameters ?? {};
-    session.startUs = payload.start_us ?? null;
-    this._notice("started", session);
-  }
-
-  /** @param {Session} session @param {any} payload */
   _end(session, payload) {
     session.end = payload;
-    session.ttftMs = payload.ttft_ms;
+    session.endTtftMs = payload.ttft_ms;
+    if (session.streams.length === 1) session.streams[0].ttftMs = payload.ttft_ms;
     this._notice("ended", session);
   }
 
@@ -165,23 +180,7 @@ export class Store {
     const byAge = (/** @type {any} */ a, /** @type {any} */ b) => running(a) - running(b) || a.started_ms - b.started_ms;
     for (const state of [...payload.sessions].sort(byAge)) {
       known.add(state.session_id);
-      const session = this._session(state.session_id, now);
-      const stream = state.streams?.[0];
-      session.model = stream?.model ?? state.models?.[0] ?? session.model;
-      session.streamId = stream?.stream_id ?? session.streamId;
-      session.origin = state.origin ?? session.origin;
-      session.synthetic = state.synthetic === true;
-      session.energyParams = state.energy_params ?? session.energyParams;
-      session.startUs = typeof state.started_ms === "number" ? state.started_ms * 1000 : session.startUs;
-      session.ttftMs = state.ttft_ms;
-      session.tokens = state.tokens;
-      session.nextPosition = state.tokens;
-      session.euTotal = state.eu_total ?? NaN;
-      session.reading = state.last_energy?.streams?.[0] ?? session.reading;
-      session.arrivals = [];
-      session.end = state.end;
-      session.lost = false;
-      session.restoreText(stream?.text ?? {});
+      this._session(state.session_id, now).restore(state);
     }
     for (const session of this.sessions.values()) {
       if (!session.active || known.has(session.id)) continue;
@@ -198,6 +197,7 @@ export class Store {
     session.order = this._order += 1;
     this.sessions.set(id, session);
     if (this.sessions.size > SESSIONS) this._forget();
+    for (const old of this.sessions.values()) if (!old.active && old.order <= this._order - DETAILED) old.fold();
     return session;
   }
 
@@ -207,9 +207,9 @@ export class Store {
     this.sessions.delete((byAge.find((session) => !session.active) ?? byAge[0]).id);
   }
 
-  /** @param {Notice["kind"]} kind @param {Session} session */
-  _notice(kind, session) {
-    this.notices.push({ kind, session });
+  /** @param {Notice["kind"]} kind @param {Session} session @param {string} [model] */
+  _notice(kind, session, model = session.model) {
+    this.notices.push({ kind, session, model });
     if (this.notices.length > NOTICES) this.notices.shift();
   }
 }

@@ -36,7 +36,9 @@ export function cutAt(text, room) {
   return code >= 0xd800 && code <= 0xdbff ? room - 1 : room;
 }
 
-/** Shows one session's text in `box`, a child of the scrolling `scroller`. */
+/** @typedef {import("./stream.js").Stream} Stream */
+
+/** Shows one stream's text in `box`, a child of the scrolling `scroller`. */
 export class TextView {
   /** @param {HTMLElement} box @param {HTMLElement} scroller @param {HTMLButtonElement} pill */
   constructor(box, scroller, pill) {
@@ -44,40 +46,47 @@ export class TextView {
     this.scroller = scroller;
     this.pill = pill;
     this.following = true;
-    this._session = "";
+    /** @type {Stream|null} */
+    this._stream = null;
     this._epoch = -1;
-    this._shown = 0; // UTF-16 units of the session's text that are in the DOM, or were
+    this._shown = 0; // UTF-16 units of the stream's text that are in the DOM, or were
+    this._at = 0; // the same, as it is shown
     this._domChars = 0;
     this._unread = 0;
     this._tokens = 0;
     this._blockKind = "";
     /** @type {Text|null} */
     this._tail = null;
+    /** @type {WeakMap<Node, number>} where the text of a block begins */
+    this._starts = new WeakMap();
     scroller.addEventListener("scroll", () => this._scrolled(), { passive: true });
+    scroller.addEventListener("wheel", (event) => event.deltaY < 0 && this._leave(), { passive: true });
     pill.addEventListener("click", () => this.toEnd());
     new ResizeObserver(() => this.following && this.toEnd()).observe(scroller);
   }
 
-  /** Appends what is new. Once per animation frame. @param {import("./session.js").Session} session */
-  sync(session) {
-    if (session.id !== this._session || session.epoch !== this._epoch) this._reset(session);
-    this.box.classList.toggle("live", session.active && session.tokens > 0);
-    if (session.chars === this._shown) return;
-    for (const { kind, text, start } of session.segments) {
+  /** Appends what is new. Once per animation frame. @param {Stream} stream @param {boolean} active */
+  sync(stream, active) {
+    if (stream !== this._stream || stream.epoch !== this._epoch) this._reset(stream);
+    const live = active && stream.tokens > 0;
+    if (this.box.classList.contains("live") !== live) this.box.classList.toggle("live", live);
+    if (stream.chars === this._shown) return;
+    for (const { kind, text, start } of stream.segments) {
       const end = start + text.length;
       if (end > this._shown) this._append(kind, visible(text.slice(Math.max(0, this._shown - start))));
     }
-    this._shown = session.chars;
-    this._unread = this.following ? 0 : this._unread + session.tokens - this._tokens;
-    this._tokens = session.tokens;
+    this._shown = stream.chars;
+    this._unread = this.following ? 0 : this._unread + stream.tokens - this._tokens;
+    this._tokens = stream.tokens;
     this._trim();
     if (this.following) this.toEnd();
     this._label();
   }
 
   clear() {
+    if (this._stream === null && this.box.childElementCount === 0) return;
     this.box.replaceChildren();
-    this._session = "";
+    this._stream = null;
     this._label();
   }
 
@@ -88,14 +97,36 @@ export class TextView {
     this._label();
   }
 
-  /** @param {import("./session.js").Session} session */
-  _reset(session) {
+  /** The shown position of a place in this text; null elsewhere. @param {Node} node @param {number} offset @returns {number|null} */
+  positionOf(node, offset) {
+    const block = node.parentNode;
+    const start = block ? this._starts.get(block) : undefined;
+    return start === undefined || block?.parentNode !== this.box ? null : start + offset;
+  }
+
+  /** Places of the text, for highlights; what is no longer there is left out. @param {{start: number, length: number}[]} spans in order @returns {(StaticRange|null)[]} */
+  ranges(spans) {
+    const blocks = /** @type {Element[]} */ ([...this.box.children]).filter((block) => this._starts.has(block));
+    let at = 0;
+    return spans.map(({ start, length }) => {
+      const end = start + length;
+      while (at < blocks.length - 1 && /** @type {number} */ (this._starts.get(blocks[at + 1])) <= start) at += 1;
+      const from = blocks[at] && this._starts.get(blocks[at]);
+      const text = blocks[at]?.firstChild;
+      if (from === undefined || !(text instanceof Text) || start < from || start - from > text.length) return null;
+      return new StaticRange({ startContainer: text, startOffset: start - from, endContainer: text, endOffset: Math.min(text.length, end - from) });
+    });
+  }
+
+  /** @param {Stream} stream */
+  _reset(stream) {
     this.box.replaceChildren();
-    this._session = session.id;
-    this._epoch = session.epoch;
-    this._shown = session.segments[0]?.start ?? 0;
+    this._stream = stream;
+    this._epoch = stream.epoch;
+    this._shown = stream.segments[0]?.start ?? 0;
+    this._at = stream.shownChars - stream.segments.reduce((sum, { text }) => sum + visible(text).length, 0);
     this._domChars = 0;
-    this._tokens = session.tokens;
+    this._tokens = stream.tokens;
     this._tail = null;
     this._blockKind = "";
     this.toEnd();
@@ -112,6 +143,7 @@ export class TextView {
       const length = text.length <= room ? text.length : room < 2 ? 0 : cutAt(text, room);
       tail.appendData(text.slice(0, length));
       this._domChars += length;
+      this._at += length;
       text = text.slice(length);
       if (text || (tail.length > BLOCK_CHARS / 2 && tail.data.endsWith("\n"))) this._tail = null;
     }
@@ -122,6 +154,7 @@ export class TextView {
     const block = document.createElement("div");
     if (kind !== "answer") block.className = kind === "thinking" ? "thinking" : "tool";
     this._tail = document.createTextNode("");
+    this._starts.set(block, this._at);
     block.append(this._tail);
     this.box.append(block);
     return this._tail;
@@ -145,6 +178,11 @@ export class TextView {
     note.className = "note";
     note.textContent = "… earlier text is no longer shown here";
     this.box.prepend(note);
+  }
+
+  /** The reader turned back. */
+  _leave() {
+    if (this.scroller.scrollHeight > this.scroller.clientHeight) this.following = false;
   }
 
   _scrolled() {

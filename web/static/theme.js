@@ -1,11 +1,13 @@
 /** Dark or light, motion or less of it, and the palette as the canvas needs it. Preferences are kept; text never is. */
 
 /**
- * @typedef {{panel: string, raised: string, line: string, text: string, muted: string, m1: string, danger: string,
- *   dark: boolean, sans: string, mono: string}} Palette
+ * @typedef {{panel: string, raised: string, line: string, text: string, muted: string, danger: string, ens: string,
+ *   gold: string, violet: string, models: string[], goldRgb: number[], violetRgb: number[], dark: boolean, sans: string,
+ *   mono: string}} Palette `models`: one colour per slot
  */
 
-const COLOURS = /** @type {const} */ (["panel", "raised", "line2", "text", "muted", "m1", "danger"]);
+const COLOURS = /** @type {const} */ (["panel", "raised", "line2", "text", "muted", "danger", "ens", "gold", "violet"]);
+const MODELS = ["m1", "m2", "m3", "m4", "m5", "m6"];
 
 /** @param {string} name @returns {string|null} */
 export function recall(name) {
@@ -49,9 +51,19 @@ export class Theme {
   }
 
   toggle() {
-    this._root.dataset.theme = this.dark ? "light" : "dark";
-    remember("theme", this._root.dataset.theme);
+    this.choose(this.dark ? "light" : "dark");
+  }
+
+  /** @param {"dark"|"light"} theme */
+  choose(theme) {
+    this._root.dataset.theme = theme;
+    remember("theme", theme);
     this._reread();
+  }
+
+  /** What was chosen here, for the address of the page; empty where the system decides. */
+  get chosen() {
+    return { theme: this._root.dataset.theme ?? "", still: this._chosenStill };
   }
 
   /** The person's own switch; what the system asks for still holds. */
@@ -76,10 +88,12 @@ function readPalette(dark) {
     probe.style.color = `var(--${name})`;
     return getComputedStyle(probe).color;
   };
-  const [panel, raised, line, text, muted, m1, danger] = COLOURS.map(read);
+  const [panel, raised, line, text, muted, danger, ens, gold, violet] = COLOURS.map(read);
+  const models = MODELS.map(read);
   probe.remove();
   const styles = getComputedStyle(document.documentElement);
   const sans = styles.getPropertyValue("--sans");
   const mono = styles.getPropertyValue("--mono");
-  return { panel, raised, line, text, muted, m1, danger, dark, sans, mono };
+  const [goldRgb, violetRgb] = [gold, violet].map((colour) => (colour.match(/[\d.]+/g) ?? []).slice(0, 3).map(Number));
+  return { panel, raised, line, text, muted, danger, ens, gold, violet, models, goldRgb, violetRgb, dark, sans, mono };
 }

@@ -7,10 +7,10 @@ import { visible } from "./text.js";
 /** @typedef {import("./downloads.js").Downloads} Downloads */
 /** @typedef {{box: HTMLElement, bar: HTMLProgressElement, text: HTMLElement, act: HTMLButtonElement, away: HTMLButtonElement}} Row */
 
-/** @param {number} bytes */
-function size(bytes) {
-  if (bytes >= 1e9) return `${(bytes / 1e9).toFixed(2)} GB`;
-  return bytes >= 1e6 ? `${(bytes / 1e6).toFixed(1)} MB` : `${Math.round(bytes / 1e3)} kB`;
+/** @param {number} count */
+export function bytes(count) {
+  if (count >= 1e9) return `${(count / 1e9).toFixed(2)} GB`;
+  return count >= 1e6 ? `${(count / 1e6).toFixed(1)} MB` : `${Math.round(count / 1e3)} kB`;
 }
 
 /** @param {Download} download */
@@ -18,8 +18,8 @@ function words({ state, status, progress, doneBytes, totalBytes, message, abort 
   if (state === "failed") return `failed: ${visible(message)}`;
   if (state === "stopped") return "stopped; what came is kept, and the next download goes on from it";
   const part = known(progress) ? `${Math.floor(progress * 100)} %` : "";
-  const bytes = known(doneBytes) && known(totalBytes) ? `${size(doneBytes)} of ${size(totalBytes)}` : "";
-  return [part, bytes, visible(status), abort ? "" : "started elsewhere"].filter(Boolean).join(" · ");
+  const amount = known(doneBytes) && known(totalBytes) ? `${bytes(doneBytes)} of ${bytes(totalBytes)}` : "";
+  return [part, amount, visible(status), abort ? "" : "started elsewhere"].filter(Boolean).join(" · ");
 }
 
 export class Transfers {

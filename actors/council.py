@@ -1,0 +1,342 @@
+"""Council: several models for one session, and one answer out of theirs.
+
+Members speak in one nursery under the session's scope, so stopping the session stops them all. A member that fails
+leaves; the others go on. Once enough of them have ended, the rest gets a grace; then the answer is chosen.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import attrs
+import trio
+
+from actors.catalog import ModelRef, Seats
+from actors.kernel import Outlet
+from actors.lease import Grant, PoolHandle
+from actors.model_use import LOADING, QUEUED, STREAMING, ModelUse
+from actors.reply_line import Begun, ReplyLine
+from actors.transcript import Transcript
+from engine.domain.agreement import agreed, decided
+from engine.domain.council import CouncilChosen, CouncilFormed, MemberEnded, MemberStarted
+from engine.domain.errors import EngineError, FallbackFailed, InternalError, UpstreamTruncated
+from engine.domain.events import SessionSignal
+from engine.domain.generation import (
+    Clock,
+    EndReason,
+    GenerationEnd,
+    GenerationRequest,
+    Parameters,
+    StreamRef,
+)
+from engine.domain.models import ModelState
+from engine.domain.synthesis import Choice, CouncilMethod, MemberAnswer, MemberState, candidates, choose, wf_report
+from engine.domain.verdict import judge_prompt, parse_verdict
+from policies.timing import Timing
+
+CONSENSUS_EVERY_S: Final = 0.25  # between looks at whether all say the same
+VERDICT_TOKENS_MAX: Final = 64
+COMPARED_HERE_MAX: Final = 512  # characters of each answer that are compared in a fraction of a frame; more in a thread
+GRACE_OVER: Final = "the others had ended, and its grace was over"
+AGREED: Final = "all members said the same so far, and one of them goes on"
+DECIDED: Final = "most members gave the same answer"
+NOT_NEEDED: Final = "enough members had ended before its turn"
+
+logger = logging.getLogger("wf.council")
+
+
+@attrs.define(eq=False)
+class Member:
+    """One seat: a model's use, what it said, and how it ended."""
+
+    use: ModelUse
+    transcript: Transcript
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    end: GenerationEnd | None = None
+    error: EngineError | None = None
+    cut: str | None = None  # why it is ended by us, now or at the end of its grace
+    order: int | None = None  # in which members ended
+    begun: bool = False
+    done: bool = False
+
+    def answer(self) -> MemberAnswer:
+        state = MemberState.RUNNING
+        if self.error is not None:
+            state = MemberState.CUT if isinstance(self.error, UpstreamTruncated) else MemberState.FAILED
+        elif self.cut is not None:
+            state = MemberState.CUT
+        elif self.end is not None:
+            state = MemberState.LENGTH if self.end.reason is EndReason.LENGTH else MemberState.FINISHED
+        return MemberAnswer(
+            stream_id=self.use.ref.stream_id,
+            model=self.use.ref.model,
+            text=self.transcript.text,
+            certainty=self.transcript.certainty,
+            tokens=self.use.tokens,
+            state=state,
+            finished_order=self.order,
+            reason=self.cut if self.error is None else self.error.message,
+        )
+
+
+@attrs.define(eq=False)
+class Council:
+    """The work of a session with several models; `reply` gets the chosen answer."""
+
+    seats: Seats
+    members: tuple[Member, ...]
+    judge: tuple[ModelUse, Transcript] | None
+    question: str
+    pool: PoolHandle
+    signals: Outlet[SessionSignal]
+    clock: Clock
+    reply: ReplyLine | None = None
+    chosen: Member | None = None
+    _order: Iterator[int] = attrs.field(factory=itertools.count)
+    _live: Member | None = None  # whose words the caller gets as they come
+    _enough: bool = False
+
+    # ── what a session asks of its work ──
+
+    @property
+    def refs(self) -> tuple[StreamRef, ...]:
+        """Of the members, and of the judge last."""
+        members = tuple(member.use.ref for member in self.members)
+        return members if self.judge is None else (*members, self.judge[0].ref)
+
+    @property
+    def tokens(self) -> int:
+        return sum(use.tokens for use in self._uses)
+
+    @property
+    def state(self) -> str:
+        states = [use.state for use in self._uses]
+        return next((state for state in (STREAMING, LOADING) if state in states), QUEUED)
+
+    @property
+    def answer(self) -> ModelUse:
+        """Whose figures a reply shows: the chosen one's, before that the first that spoke."""
+        spoken = [m for m in self.members if m.use.stream.first_us is not None]
+        spoken.sort(key=lambda member: member.use.stream.first_us or 0)
+        return (self.chosen or (spoken or self.members)[0]).use
+
+    @property
+    def cold(self) -> bool | None:
+        """Whether any member had to be loaded."""
+        told = [use.cold for use in self._uses if use.cold is not None]
+        return any(told) if told else None
+
+    def timing(self) -> Timing | None:
+        """Untrusted when one member's is."""
+        told = [timing for use in self._uses if (timing := use.timing()) is not None]
+        return max(told, key=lambda timing: timing == "untrusted") if told else None
+
+    def forget(self) -> None:
+        """Drop what was asked and said: records outlive sessions, texts must not."""
+        self.question, self.reply = "", None
+        for use in self._uses:
+            use.forget()
+        for member in self.members:
+            member.transcript.forget()
+
+    async def run(self) -> GenerationEnd:
+        """Until an answer is chosen. Raises what the only member's failure was, or FallbackFailed when all failed, and
+        as the pool does. Cancelled here: all members are stopped."""
+        await self._speak()
+        answers = [member.answer() for member in self.members]
+        live = None if self._live is None else self._live.use.ref.stream_id
+        choice = await self._choose(answers, live)
+        report = wf_report(choice, answers)
+        self.chosen = next((m for m in self.members if m.use.ref.stream_id == choice.member), None)
+        ref = None if self.chosen is None else self.chosen.use.ref
+        said = CouncilChosen(self._id, choice.method, ref, choice.confidence, choice.reason, report)
+        await self.signals.put(said)
+        if self.chosen is None:
+            raise self._failure()
+        if self.reply is not None and self.chosen is not self._live:
+            await self.chosen.transcript.hand_on(self.reply)
+        if self.chosen.error is not None:  # it was sent on as it came, and broke off
+            raise self.chosen.error
+        end = self.chosen.end or GenerationEnd(EndReason.FINISHED)
+        return attrs.evolve(end, report=report)
+
+    # ── the members ──
+
+    async def _speak(self) -> None:
+        by_model = {member.use.model.name: member for member in self.members}
+        plan = self.pool.plan([member.use.model for member in self.members])
+        waves = [[by_model[model.name] for model in wave] for wave in plan.waves]
+        await self.signals.put(self._formed(waves))
+        for wave in waves:
+            if self._enough:
+                for member in wave:
+                    await self._ended(member, NOT_NEEDED)
+            else:
+                await self._wave(wave)
+
+    def _formed(self, waves: Sequence[Sequence[Member]]) -> CouncilFormed:
+        reason = self.seats.reason
+        if len(waves) > 1:
+            reason = "; ".join(filter(None, (reason, "not all of them fit into memory at once")))
+        return CouncilFormed(
+            session_id=self._id,
+            members=tuple(member.use.ref for member in self.members),
+            dropped_models=self.seats.dropped,
+            waves=tuple(tuple(member.use.ref.stream_id for member in wave) for wave in waves),
+            method=self.seats.spec.method,
+            celebrates=self.seats.celebrates,
+            reason=reason,
+        )
+
+    async def _wave(self, wave: Sequence[Member]) -> None:
+        by_model = {member.use.model.name: member for member in wave}
+
+        async def tell(model: ModelRef, state: ModelState, position: int | None, reason: str | None) -> None:
+            await by_model[model.name].use.tell(state, position, reason)
+
+        async with self.pool.lease_set([member.use.model for member in wave], tell) as grants:
+            await self._begin_reply()
+            async with trio.open_nursery() as nursery:
+                if self.seats.spec.stop_on_consensus:
+                    nursery.start_soon(self._watch)
+                async with trio.open_nursery() as members:
+                    for member, grant in zip(wave, grants, strict=True):
+                        members.start_soon(self._member, member, grant)
+                nursery.cancel_scope.cancel(reason="all have ended")
+
+    async def _begin_reply(self) -> None:
+        """The caller's answer begins as soon as somebody is asked."""
+        if self.reply is not None and not any(member.begun for member in self.members):
+            await self.reply.put(Begun(0.0))
+
+    async def _member(self, member: Member, grant: Grant | EngineError) -> None:
+        member.begun = True
+        if isinstance(grant, EngineError):
+            member.error = grant
+        else:
+            await self.signals.put(MemberStarted(member.use.ref, grant.cold, grant.load_ms))
+            with member.scope:
+                try:
+                    member.end = await member.use.speak(grant)
+                except EngineError as error:
+                    member.error = error
+                except Exception as error:
+                    logger.error("a council member failed: %s", type(error).__name__, exc_info=error)
+                    member.error = InternalError("the member failed inside the engine")
+        await self._ended(member, member.cut)
+
+    async def _ended(self, member: Member, cut: str | None) -> None:
+        """Tell it, and see whether enough have."""
+        stream, use = member.use.stream, member.use
+        member.done, member.order = True, next(self._order)
+        member.cut = cut if member.end is None and member.error is None else None
+        ended_us = self.clock()
+        reason = EndReason.ABORTED if member.end is None else member.end.reason
+        if member.error is not None:
+            reason = EndReason.TRUNCATED if isinstance(member.error, UpstreamTruncated) else EndReason.ERROR
+        await self.signals.put(
+            MemberEnded(
+                stream=use.ref,
+                at_us=ended_us,
+                reason=reason,
+                tokens=use.tokens,
+                ttft_ms=None if stream.first_us is None else (stream.first_us - use.asked_us) / 1000,
+                duration_ms=(ended_us - use.asked_us) / 1000,
+                cut=member.cut,
+                error=None if member.error is None else member.error.as_dict(),
+            )
+        )
+        self._count()
+
+    def _count(self) -> None:
+        """Once a quorum has ended, or the one that is sent on as it comes has, the others get their grace."""
+        ended = sum(member.end is not None for member in self.members)
+        live_done = self._live is not None and self._live.done
+        quorum = min(self.seats.spec.quorum_members, len(self.members))
+        settled = self.seats.spec.stop_on_consensus and self._is_settled()
+        self._enough = self._enough or ended >= quorum or live_done or settled
+        if self._enough:
+            for member in self.members:
+                self._cut(member, DECIDED if settled else GRACE_OVER, 0.0 if settled else self.seats.spec.grace_s)
+
+    def _is_settled(self) -> bool:
+        """Most have ended with the same words: the rest cannot change what consensus chooses."""
+        able = [member for member in self.members if member.error is None and member.cut is None]
+        texts = [member.transcript.text for member in able if member.end is not None]
+        return self.seats.spec.method is CouncilMethod.CONSENSUS and decided(texts, len(able))
+
+    def _cut(self, member: Member, why: str, after_s: float = 0.0) -> None:
+        """End it `after_s` from now, unless it ends before or is to be cut already."""
+        if not member.done and member.cut is None:
+            member.cut = why
+            member.scope.deadline = trio.current_time() + after_s
+
+    def claim(self, member: Member) -> ReplyLine | None:
+        """`member` begins to speak: with method `first` its words go to the caller as they come, if nobody's do yet."""
+        if self.seats.spec.method is not CouncilMethod.FIRST or self._live is not None:
+            return None
+        self._live = member
+        return self.reply
+
+    async def _watch(self) -> None:
+        """Where all say the same, one is enough: the one that has said the most goes on."""
+        while True:
+            await trio.sleep(CONSENSUS_EVERY_S)
+            speaking = [member for member in self.members if member.begun and not member.done]
+            if not agreed([member.transcript.text for member in speaking]):
+                continue
+            furthest = max(speaking, key=lambda member: len(member.transcript.text))
+            for member in speaking:
+                if member is not (self._live or furthest):
+                    self._cut(member, AGREED)
+            return
+
+    # ── the answer ──
+
+    async def _choose(self, answers: list[MemberAnswer], live: str | None) -> Choice:
+        method = self.seats.spec.method
+        verdict = None
+        if method is CouncilMethod.JUDGE and len(able := candidates(answers)) > 1:
+            verdict = await self._verdict(able)
+
+        def compare() -> Choice:
+            return choose(method, answers, spoke_first=live, verdict=verdict)
+
+        if all(len(answer.text) <= COMPARED_HERE_MAX for answer in answers):
+            return compare()
+        return await trio.to_thread.run_sync(compare)
+
+    async def _verdict(self, able: Sequence[MemberAnswer]) -> int | None:
+        """What the judge says; None when it gives no clear answer, or fails."""
+        assert self.judge is not None
+        use, transcript = self.judge
+        use.request = use.stream.request = GenerationRequest(
+            use.model.info.name,
+            prompt=judge_prompt(self.question, able),
+            parameters=Parameters(temperature=0.0, max_tokens=VERDICT_TOKENS_MAX),
+        )
+        try:
+            await use.run()
+        except EngineError as error:
+            logger.warning("the judge of a council failed: %s", error.code)
+            return None
+        return parse_verdict(transcript.text, len(able))
+
+    def _failure(self) -> EngineError:
+        errors = [member.error for member in self.members if member.error is not None]
+        if errors and all(error.code == errors[0].code for error in errors):
+            return errors[0]
+        failed = {m.use.ref.model: m.error.code for m in self.members if m.error is not None}
+        return FallbackFailed("no member of the council gave an answer", members=failed)
+
+    @property
+    def _id(self) -> str:
+        return self.members[0].use.ref.session_id
+
+    @property
+    def _uses(self) -> list[ModelUse]:
+        uses = [member.use for member in self.members]
+        return uses if self.judge is None else [*uses, self.judge[0]]

@@ -1,0 +1,206 @@
+"""Councils as models: what their names mean, which of them there are, and who may sit in one here.
+
+To a caller a council is a model like any other; its runtime is this module's. Asking it opens a session, in which the
+members speak (actors/council.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Final
+
+import attrs
+import trio.lowlevel
+
+from actors.catalog import ModelRef, Seats
+from actors.reply_line import Ended, ReplyLine
+from actors.session import SessionRequest, SessionTable
+from engine.domain.errors import EngineError, InvalidRequest, ModelNotFound, UpstreamTruncated
+from engine.domain.generation import Chunk, EndReason, GenerationRequest, Origin
+from engine.domain.models import Capability, Loaded, ModelInfo, Probe
+from engine.domain.synthesis import CouncilMethod
+from policies.council import (
+    LISTED,
+    MEMBERS_MAX,
+    MEMBERS_MIN,
+    NAMED,
+    CouncilAdmission,
+    CouncilSpec,
+    admit_council,
+    admit_size,
+    parse_council,
+)
+from policies.tiers import Level, TierLimits
+
+if TYPE_CHECKING:
+    from actors.catalog import Catalog
+
+DEFAULT: Final = "default"
+SHARED: Final = (Capability.COMPLETION, Capability.LOGPROBS)  # a council can do it when all of its members can
+
+
+@attrs.frozen
+class Gates:
+    """What tier and level allow. `smaller` is the next lower tier's number of models, for when memory is short."""
+
+    limits: TierLimits
+    tier: str
+    level: Level
+    celebrates: bool
+    smaller: int
+    memory_is_short: Callable[[], bool] = lambda: False
+
+
+@attrs.define(eq=False)
+class Councils:
+    """`specs` are the configured ones, by name. Without one called default there is one all the same: of the models of
+    the first runtime that has two."""
+
+    catalog: Catalog
+    specs: Mapping[str, CouncilSpec]
+    gates: Gates
+    runtime: CouncilRuntime = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.runtime = CouncilRuntime(self)
+
+    def find(self, name: str) -> ModelRef | None:
+        """The council that `name` means; None when it means a model. Raises ModelNotFound for a council or a member
+        that is not there, InvalidRequest for a list that makes no council, and what the gates raise."""
+        specs = dict(self.specs)
+        if DEFAULT not in specs and (default := self._default()) is not None:
+            specs[DEFAULT] = default
+        spec = parse_council(name, specs)
+        return None if spec is None else self.seat(spec, "council", "truncate")
+
+    def listed(self) -> tuple[ModelRef, ...]:
+        """The named councils that can be asked now."""
+        found = []
+        for name in {**self.specs, DEFAULT: None}:
+            try:
+                council = self.find(NAMED + name)
+            except EngineError:  # a member is not there, or tier or level allow none
+                continue
+            if council is not None:
+                found.append(council)
+        return tuple(found)
+
+    def of_models(
+        self, names: Sequence[str], mode: str, on_excess: str, method: CouncilMethod | None, judge: str | None
+    ) -> ModelRef:
+        """A council of these models. Raises as `find` does."""
+        self.admit(names, mode, on_excess)
+        chosen = method or (CouncilMethod.JUDGE if judge is not None else CouncilMethod.CONSENSUS)
+        try:
+            spec = CouncilSpec(LISTED + "+".join(names), tuple(names), chosen, judge=judge)
+        except ValueError as error:
+            raise InvalidRequest(str(error)) from None
+        return self.seat(spec, mode, on_excess)
+
+    def admit(self, names: Sequence[str], mode: str, on_excess: str) -> CouncilAdmission:
+        """Whom tier and level let in. Raises as `admit_council`."""
+        gates = self.gates
+        return admit_council(names, mode, gates.limits, gates.tier, gates.level, on_excess)
+
+    def seat(self, spec: CouncilSpec, mode: str, on_excess: str) -> ModelRef:
+        """The council of `spec` as a model, with those members that tier, level and memory allow."""
+        gates = self.gates
+        admitted = self.admit(spec.members, mode, on_excess)
+        members = [self.catalog.find(name) for name in admitted.members]
+        if len({model.name for model in members}) < len(members):
+            raise InvalidRequest("models: two of the names mean the same model", field="models")
+        admit_size([model.info for model in members], gates.limits, gates.tier)
+        dropped, reason = list(admitted.dropped), None
+        room = max(MEMBERS_MIN, gates.smaller)
+        if len(members) > room and gates.memory_is_short():
+            dropped = [model.name for model in members[room:]] + dropped
+            members = members[:room]
+            reason = f"memory is short: {room} models, as the next lower tier allows"
+        elif dropped:
+            reason = f"level {gates.level.name} and tier {gates.tier} allow {len(members)} models"
+        judge = None if spec.judge is None else self.catalog.find(spec.judge)
+        seats = Seats(spec, mode, tuple(members), tuple(dropped), judge, gates.celebrates, reason)
+        return ModelRef(spec.name, self.runtime, _info(spec, members), seats)
+
+    def _default(self) -> CouncilSpec | None:
+        for runtime in self.catalog.runtimes:
+            able = [
+                model.name
+                for model in self.catalog.models
+                if model.runtime.name == runtime and Capability.COMPLETION in model.info.capabilities
+            ]
+            if len(able) >= MEMBERS_MIN:
+                return CouncilSpec(NAMED + DEFAULT, tuple(able[:MEMBERS_MAX]))
+        return None
+
+
+def _info(spec: CouncilSpec, members: Sequence[ModelRef]) -> ModelInfo:
+    capabilities = [each for each in SHARED if all(each in model.info.capabilities for model in members)]
+    names = [model.name for model in members]
+    return ModelInfo(
+        name=spec.name,
+        runtime="council",
+        size_bytes=None,
+        capabilities=tuple(capabilities),
+        details={"members": names, "method": spec.method.value},
+    )
+
+
+@attrs.define(eq=False)
+class CouncilRuntime:
+    """What runs a council, as a runtime: its members are elsewhere, and it brings nothing into memory itself."""
+
+    councils: Councils
+    table: SessionTable | None = None  # where its sessions run; given once that exists
+    name: str = "council"
+    kind: str = "council"
+    url: str | None = None
+
+    @property
+    def local(self) -> bool:
+        return all(runtime.local for runtime in self.councils.catalog.runtimes.values())
+
+    async def probe(self) -> Probe:
+        await trio.lowlevel.checkpoint()
+        up = bool(self.councils.listed())
+        return Probe(up, None if up else "there are no two models that could answer together")
+
+    async def list_models(self) -> tuple[ModelInfo, ...]:
+        await trio.lowlevel.checkpoint()
+        return tuple(council.info for council in self.councils.listed())
+
+    async def resident(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def load(self, model: str) -> Loaded:
+        await trio.lowlevel.checkpoint()
+        raise InvalidRequest(f"{model} is a council: its members are loaded when it is asked, or load them by name")
+
+    async def unload(self, model: str) -> int:
+        await trio.lowlevel.checkpoint()
+        raise InvalidRequest(f"{model} is a council and in no memory; unload its members by name")
+
+    @asynccontextmanager
+    async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
+        """The chosen answer, from a session of its own. Leaving stops that session."""
+        council = self.councils.find(request.model)
+        if council is None or self.table is None:
+            raise ModelNotFound(f"there is no council {request.model}", model=request.model)
+        line = ReplyLine()
+        session = self.table.start(SessionRequest(council, request, Origin.API, reply=line))
+        try:
+            yield _chunks(line, self.table.clock)
+        finally:
+            line.leave()
+            session.stop(EndReason.ABORTED)
+            await session.closed.wait()
+
+
+async def _chunks(line: ReplyLine, clock: Callable[[], int]) -> AsyncIterator[Chunk]:
+    while not isinstance(item := await line.next(), Ended):
+        if isinstance(item, Chunk):
+            yield item
+    if item.end is None:
+        raise item.error or UpstreamTruncated("the council was stopped")
+    yield Chunk("", clock(), end=item.end)

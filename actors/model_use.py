@@ -1,0 +1,102 @@
+"""ModelUse: one model for one session. Its turn in the pool, its load, its stream."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import attrs
+
+from actors.catalog import ModelRef
+from actors.kernel import Outlet
+from actors.lease import Grant, PoolHandle
+from actors.reply_line import ReplySink
+from actors.stream import ModelStream, Timeouts
+from engine.domain.events import ModelChanged, SessionSignal
+from engine.domain.generation import Clock, GenerationEnd, GenerationRequest, StreamRef
+from engine.domain.models import ModelState
+from engine.domain.runtime import ForwardRequest
+from policies.reload import reload_reason
+from policies.timing import Timing, timing_of
+
+QUEUED: Final = "queued"
+LOADING: Final = "loading"
+STREAMING: Final = "streaming"
+
+
+@attrs.define(eq=False)
+class ModelUse:
+    """`state` is queued, loading or streaming. `waited_ms` is the wait for the model: its turn, and its load."""
+
+    ref: StreamRef
+    model: ModelRef
+    request: GenerationRequest
+    pool: PoolHandle
+    signals: Outlet[SessionSignal]
+    clock: Clock
+    timeouts: Timeouts
+    reply: ReplySink | None = None
+    forward: ForwardRequest | None = None
+    state: str = QUEUED
+    cold: bool | None = None
+    load_ms: float | None = None
+    waited_ms: float = 0.0
+    stream: ModelStream = attrs.field(init=False)
+    asked_us: int = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.stream = ModelStream(
+            self.ref, self.model.runtime, self.request, self.signals, self.timeouts, self.reply, self.forward
+        )
+        self.asked_us = self.clock()
+
+    @property
+    def refs(self) -> tuple[StreamRef, ...]:
+        return (self.ref,)
+
+    @property
+    def tokens(self) -> int:
+        return self.stream.tokens
+
+    @property
+    def answer(self) -> ModelUse:
+        """Whose figures a reply shows."""
+        return self
+
+    async def run(self) -> GenerationEnd:
+        """Wait for the model, and stream its answer. Raises as the lease and the stream do. Cancelled here: the place
+        in the queue is given up, the runtime is stopped."""
+        async with self.pool.lease(self.model, self.tell, self.request.runner_options) as grant:
+            return await self.speak(grant)
+
+    async def speak(self, grant: Grant) -> GenerationEnd:
+        """Stream the answer, with the model at hand."""
+        self.cold, self.load_ms = grant.cold, grant.load_ms
+        self.waited_ms = (self.clock() - self.asked_us) / 1000
+        self.state = STREAMING
+        end = await self.stream.run()
+        reason = reload_reason(end.load_ms, grant.cold, grant.options_before, self.request.runner_options)
+        if reason is not None:
+            self.cold = True
+            self.pool.pool.counters.reloads += 1
+            changed = ModelChanged(self.ref.session_id, self.ref.model, ModelState.READY, reason=reason)
+            await self.signals.put(changed)
+        return end
+
+    async def tell(self, state: ModelState, position: int | None, reason: str | None) -> None:
+        """News of the model while it is waited for."""
+        self.state = LOADING if state is ModelState.LOADING else QUEUED
+        changed = ModelChanged(self.ref.session_id, self.ref.model, state, position=position, reason=reason)
+        await self.signals.put(changed)
+
+    def timing(self) -> Timing | None:
+        """Whether arrivals show the model's own pace; null before there are any."""
+        arrivals = self.stream.arrivals
+        return timing_of(*zip(*arrivals, strict=True)) if arrivals else None
+
+    def forget(self) -> None:
+        """Drop what was asked: records outlive sessions, prompts must not."""
+        asked = self.request
+        self.request = GenerationRequest(asked.model, parameters=asked.parameters, runner_options=asked.runner_options)
+        self.reply = self.forward = None
+        stream = self.stream
+        stream.request, stream.forward, stream.reply, stream.arrivals = self.request, None, None, []

@@ -1,0 +1,127 @@
+"""From what sessions tell to usage records."""
+
+from __future__ import annotations
+
+from contextvars import copy_context
+
+from actors import usage_feed
+from actors.kernel import mailbox
+from actors.ledger import LedgerMessage
+from actors.usage_feed import UsageFeed
+from engine.domain.energy import EnergyMeter
+from engine.domain.events import SampleBatch, SessionClosed, SessionOpened, StreamRef
+from engine.domain.generation import EndReason, Origin, Parameters, Token, TokenKind
+from engine.domain.usage import AGENT, UsageRecord
+from tests.domain.strategies import PARAMS
+
+PLACES = {"a": ("ollama", True), "far": ("openai", False)}
+
+
+def opened(session_id: str, *models: str, synthetic: bool = False) -> SessionOpened:
+    refs = tuple(StreamRef(session_id, f"{session_id}:{n}", model) for n, model in enumerate(models))
+    return SessionOpened(session_id, 0, "single", refs, (), Parameters(), PARAMS, Origin.OLLAMA, synthetic)
+
+
+def closed(session_id: str, **more) -> SessionClosed:
+    values = {
+        "at_us": 5, "reason": EndReason.FINISHED, "error": None, "tokens": 5, "ttft_ms": 50.0, "duration_ms": 250.0,
+        "stop_latency_ms": None, "cold": False, "prompt_tokens": 3, "eval_count": 6,
+    }  # fmt: skip
+    return SessionClosed(session_id, **values | more)
+
+
+class Feed:
+    def __init__(self, room: int = 16) -> None:
+        self.outlet, self.inlet = mailbox[LedgerMessage]("ledger", room)
+        self.feed = UsageFeed(self.outlet, PLACES.get, lambda: 1_795_169_209.5)
+
+    def told(self) -> list[UsageRecord]:
+        found = []
+        while self.inlet.depth:
+            found.append(self.inlet._channel.receive_nowait())
+        return found
+
+
+async def test_one_record_for_a_session():
+    feed = Feed()
+    feed.feed.observe(opened("1", "a"))
+    feed.feed.observe(closed("1"))
+    assert feed.told() == [
+        UsageRecord("2026-11-20", "ollama", "a", "ollama", True, False, 3, 6, 50.0, 250.0, "finished", None)
+    ]
+
+
+async def test_where_the_runtime_counts_nothing_our_own_count_stands():
+    feed = Feed()
+    feed.feed.observe(opened("1", "far"))
+    feed.feed.observe(closed("1", eval_count=None, prompt_tokens=None, ttft_ms=None, reason=EndReason.ABORTED))
+    (record,) = feed.told()
+    assert (record.tokens_in, record.tokens_out, record.ttft_ms, record.reason) == (None, 5, None, "aborted")
+    assert (record.runtime, record.local) == ("openai", False)
+
+
+async def test_a_model_that_nobody_knows_any_more_is_not_taken_for_a_local_one():
+    feed = Feed()
+    feed.feed.observe(opened("1", "gone", synthetic=True))
+    feed.feed.observe(closed("1"))
+    (record,) = feed.told()
+    assert (record.runtime, record.local, record.synthetic) == ("unknown", False, True)
+
+
+async def test_an_end_that_is_told_twice_or_belongs_to_nobody_counts_once():
+    feed = Feed()
+    feed.feed.observe(opened("1", "a"))
+    for session_id in ("1", "1", "2"):
+        feed.feed.observe(closed(session_id))
+    assert len(feed.told()) == 1
+
+
+async def test_the_agent_is_the_one_in_whose_request_the_session_was_named():
+    feed = Feed()
+
+    def named(agent: str) -> str:
+        AGENT.set(agent)
+        return feed.feed.new_session_id()
+
+    ids = [copy_context().run(named, agent) for agent in ("one", "two")]
+    assert len(set(ids)) == 2
+    for session_id in reversed(ids):
+        feed.feed.observe(opened(session_id, "a"))
+        feed.feed.observe(closed(session_id))
+    assert [record.agent for record in feed.told()] == ["two", "one"]
+    assert AGENT.get() is None
+
+
+async def test_a_council_counts_each_model_by_its_own_tokens():
+    feed = Feed()
+    council = opened("1", "a", "far")
+    feed.feed.observe(council)
+    for count, ref in zip((2, 3), council.streams, strict=True):
+        meter = EnergyMeter.started(PARAMS, 0)
+        samples = tuple(
+            meter.token(Token("x", TokenKind.ANSWER, n, n, 1000 * n, 1000 if n else None)) for n in range(count)
+        )
+        feed.feed.observe(SampleBatch(ref, samples, meter.state))
+    feed.feed.observe(closed("1"))
+    one, two = feed.told()
+    assert (one.model, one.tokens_out, two.model, two.tokens_out) == ("a", 2, "far", 3)
+    assert (one.tokens_in, one.ttft_ms, one.duration_ms) == (None, None, None)
+
+
+async def test_a_full_ledger_holds_nobody_up():
+    feed = Feed(room=1)
+    for number in range(3):
+        feed.feed.observe(opened(str(number), "a"))
+        feed.feed.observe(closed(str(number)))
+    assert (len(feed.told()), feed.outlet.flow().refused) == (1, 2)
+
+
+async def test_sessions_without_an_end_do_not_pile_up(monkeypatch):
+    monkeypatch.setattr(usage_feed, "SESSIONS_MAX", 2)
+    feed = Feed()
+    for number in range(5):
+        feed.feed.observe(opened(str(number), "a"))
+    assert feed.feed.forgotten == 3
+    for number in range(5):
+        feed.feed.observe(closed(str(number)))
+    assert len(feed.told()) == 2

@@ -1,0 +1,283 @@
+"""A session and the client that it answers, in the client's dialect: what the runtime brings becomes the pieces of a
+reply."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import aclosing
+from typing import Any, Final
+
+import attrs
+import msgspec
+import trio
+
+from actors.catalog import ModelRef
+from actors.reply_line import Begun, Ended, Item, ReplyLine
+from actors.resume import DETAIL
+from actors.session import Session
+from engine.domain.errors import EngineError, Overloaded, UpstreamTruncated
+from engine.domain.generation import Chunk, EndReason, GenerationEnd, ResumeRules, Seam
+from engine.domain.runtime import Read
+from policies.resume import TOKENS_MAX
+from transport.wire.dialects.reply import Asked, Reply, ReplyEnd, ReplyFacts
+from transport.wire.dialects.wf_field import has_record, seam_fields, with_wf
+from web.handles import Engine
+from web.lens.tracing import trace_headers
+
+KEEP_ALIVE_S: Final = 15.0
+SSE_TYPE: Final = "text/event-stream"
+SSE_KEEP_ALIVE: Final = b": keep-alive\n\n"
+REFUSAL_BYTES_MAX: Final = 64 * 1024
+NATIVE: Final = "native"
+TRANSLATED: Final = "translated"
+
+_object_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
+
+
+class ConnectionCut(Exception):
+    """The runtime's stream broke off and we may not invent its end: the connection is reset."""
+
+
+@attrs.frozen
+class Terms:
+    """What a request's headers, or else the configuration, say of how it is answered. `scope` is the ASGI scope of the
+    request, `traced` what its reply says of the trace."""
+
+    passive: bool
+    leave_s: float | None
+    resume: ResumeRules | None
+    scope: Any
+    traced: dict[str, str] = attrs.field(factory=trace_headers)
+
+
+@attrs.define(eq=False)
+class Exchange:
+    """A session and the caller it answers. `make_reply` takes whether the runtime speaks the dialect itself."""
+
+    engine: Engine
+    asked: Asked
+    model: ModelRef
+    session: Session
+    line: ReplyLine
+    make_reply: Callable[[bool, ReplyFacts], Reply]
+    terms: Terms
+    route: str
+    began_us: int
+    queue_ms: float | None = None  # null before the runtime answers
+    overhead_ms: float | None = None
+    reply: Reply = attrs.field(init=False)
+    _facts: ReplyFacts = attrs.field(init=False)
+    _seams: list[Seam] = attrs.field(factory=list, init=False)
+    _untold: Seam | None = attrs.field(default=None, init=False)  # the client has not heard of it yet
+    _kept: list[Chunk] = attrs.field(factory=list, init=False)  # for a reply that may have to be translated midway
+
+    @property
+    def passive(self) -> bool:
+        return self.terms.passive
+
+    async def begin(self) -> Begun | Ended:
+        """The head of the runtime's answer, or the end when there is none. Cancelled here, nothing is lost."""
+        first = await self.line.next()
+        assert isinstance(first, Begun | Ended)
+        if isinstance(first, Begun):
+            self._facts = self._new_facts()
+            self.reply = self.make_reply(self.route == NATIVE, self._facts)
+            self.queue_ms = self.session.waited_ms
+            head_ms = (self.engine.clock() - self.began_us) / 1000
+            self.overhead_ms = max(0.0, head_ms - self.queue_ms - first.waited_ms)
+        return first
+
+    def blank(self) -> Reply:
+        """A reply that nothing was said with yet."""
+        return self.make_reply(self.route == NATIVE, self._new_facts())
+
+    def _new_facts(self) -> ReplyFacts:
+        return ReplyFacts(secrets.token_hex(12), time.time(), self.asked.model)
+
+    async def refusal_body(self) -> bytes:
+        """What the runtime says of a request that it refuses, in the dialect that it shares with the client."""
+        body = bytearray()
+        while not isinstance(item := await self.line.next(), Ended):
+            if isinstance(item, Read) and len(body) < REFUSAL_BYTES_MAX:
+                body += item.data
+        return bytes(body)
+
+    def concede(self, first: Begun) -> bool:
+        """True for an older server without the path: it is remembered, and the request can go out again, translated."""
+        json = (first.content_type or "").startswith("application/json")
+        if self.passive or self.route != NATIVE or first.status not in (404, 405) or json:
+            return False
+        self.engine.lens.without_path.add((self.model.runtime.name, self.asked.path))
+        return True
+
+    # ── a stream ──
+
+    async def pieces(self) -> AsyncIterator[bytes]:
+        """The reply as it comes, to its terminal frame."""
+        keep_alive = self._keep_alive(self.reply)
+        while True:
+            with trio.move_on_after(KEEP_ALIVE_S) as wait:
+                item = await self.line.next()
+            if wait.cancelled_caught:
+                if keep_alive:
+                    yield keep_alive
+                continue
+            data = bytearray()
+            try:
+                for part in self.said(item):
+                    data += part
+            except EngineError as error:
+                yield bytes(data) + self._failed(error)  # what the dialect could say before it is said
+                return
+            if data:
+                yield bytes(data)
+            if isinstance(item, Ended):
+                return
+
+    async def late_pieces(self, again: Callable[[], Exchange]) -> AsyncIterator[bytes]:
+        """The same for a client that has its head already, before the runtime had a word. What goes wrong is told
+        within the stream. `again` asks anew, translated, where the runtime has no such path."""
+        exchange, blank = self, self.blank()
+        keep_alive = self._keep_alive(blank)
+        yield keep_alive  # the head goes out with it, also where it is empty
+        while True:
+            with trio.move_on_after(KEEP_ALIVE_S) as wait:
+                first = await exchange.begin()
+            if wait.cancelled_caught:
+                if keep_alive:
+                    yield keep_alive
+                continue
+            if isinstance(first, Ended):
+                yield blank.fail(failure_of(first))
+                return
+            if first.status in (None, 200):
+                break
+            body = await exchange.refusal_body()
+            if not exchange.concede(first):
+                ended = await exchange.line.next()
+                assert isinstance(ended, Ended)
+                yield _within(blank, body) or blank.fail(failure_of(ended))
+                return
+            try:
+                exchange = again()
+            except EngineError as error:
+                yield blank.fail(error)
+                return
+        async with aclosing(exchange.pieces()) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                yield piece
+
+    def _keep_alive(self, reply: Reply) -> bytes:
+        """Only streams of events have a word that says nothing."""
+        return SSE_KEEP_ALIVE if reply.content_type.startswith(SSE_TYPE) and not self.passive else b""
+
+    # ── what is said ──
+
+    def said(self, item: Item) -> Iterator[bytes]:
+        """What `item` is to the client, piece by piece. Raises EngineError when its dialect cannot say the next one;
+        the session ends with it."""
+        try:
+            match item:
+                case Chunk():
+                    yield self._fed(item)
+                case Read() if self.passive:
+                    yield item.data
+                case Read():
+                    for chunk in item.chunks:
+                        yield self._fed(chunk)
+                case Ended():
+                    yield self._last(item)
+                case _:
+                    raise AssertionError("a stream begins once")
+        except EngineError as error:
+            self.session.stop(EndReason.ERROR, error)
+            raise
+
+    def _fed(self, chunk: Chunk) -> bytes:
+        if chunk.seam is not None:
+            self._sew(chunk.seam)
+        elif self.terms.resume is not None and not self._seams and self.route == NATIVE:
+            self._keep(chunk)
+        data = self.reply.feed(chunk)
+        if self._untold is None or not self.asked.stream or not has_record(data):
+            return data
+        seam, self._untold = self._untold, None
+        return with_wf(data, {"seam": seam_fields(seam)})
+
+    def _keep(self, chunk: Chunk) -> None:
+        if (chunk.text or chunk.logprobs or chunk.tool_calls) and len(self._kept) <= TOKENS_MAX:
+            self._kept.append(attrs.evolve(chunk, raw=b""))
+
+    def _sew(self, seam: Seam) -> None:
+        """From here on the reply is made by us, whoever made it so far: who goes on was asked in other words."""
+        self._seams.append(seam)
+        self._untold = seam
+        if self.route == NATIVE and len(self._seams) == 1:
+            self.reply = self.make_reply(False, self._facts)
+            for chunk in self._kept:
+                self.reply.feed(chunk)  # the client has it
+            self._kept.clear()
+
+    def _last(self, ended: Ended) -> bytes:
+        if self.passive:
+            if not self.line.whole:
+                raise ConnectionCut
+            return b""
+        end = ended.end if ended.error is None else None
+        if end is None and ended.reason is EndReason.ABORTED:
+            end = GenerationEnd(EndReason.ABORTED)  # somebody pressed stop: the answer is what there is
+        if end is None:
+            return self._failed(failure_of(ended))
+        times = self.session.reply_end(end)
+        data = self.reply.finish(
+            ReplyEnd(end, times.tokens, times.total_ms, times.load_ms, times.prompt_ms, times.generation_ms)
+        )
+        return with_wf(data, self._seams_told(), last=True) if self._seams else data
+
+    def _failed(self, error: EngineError) -> bytes:
+        data, why = self.reply.fail(error), error.details.get(DETAIL)
+        fields = (self._seams_told() if self._seams else {}) | ({} if why is None else {DETAIL: why})
+        return with_wf(data, fields, last=True) if fields else data
+
+    def _seams_told(self) -> dict[str, Any]:
+        fields: dict[str, Any] = {"resumed": len(self._seams)}
+        if not self.asked.stream:
+            fields["seams"] = [seam_fields(seam) for seam in self._seams]
+        elif self._untold is not None:
+            fields["seam"] = seam_fields(self._untold)
+        return fields
+
+    def headers(self) -> dict[str, str]:
+        known = {"x-wf-queue-ms": self.queue_ms, "x-wf-overhead-ms": self.overhead_ms}
+        return (
+            decided(self.model, self.route)
+            | {"x-wf-lens": "passive" if self.passive else "active", "x-wf-session": self.session.id}
+            | {name: f"{ms:.1f}" for name, ms in known.items() if ms is not None}
+            | self.terms.traced
+        )
+
+
+def decided(model: ModelRef, route: str) -> dict[str, str]:
+    """The headers that say who answers."""
+    return {"x-wf-model": model.name, "x-wf-runtime": model.runtime.name, "x-wf-route": route}
+
+
+def failure_of(ended: Ended) -> EngineError:
+    """Why a session ended without its runtime's end."""
+    if ended.error is not None:
+        return ended.error
+    if ended.reason is EndReason.SHUTDOWN:
+        return Overloaded("the engine is stopping", retry_after_s=1)
+    return UpstreamTruncated("the answer was stopped")
+
+
+def _within(reply: Reply, body: bytes) -> bytes:
+    """A refusal as a record of a stream; empty when it is no JSON object."""
+    said = body.replace(b"\n", b" ").replace(b"\r", b" ").strip()
+    try:
+        _object_decoder.decode(said)
+    except (msgspec.DecodeError, RecursionError):
+        return b""
+    return b"data: " + said + b"\n\n" if reply.content_type.startswith(SSE_TYPE) else said + b"\n"

@@ -1,0 +1,111 @@
+"""The routes of one local service; every service of the table has the same, a classifier has three more."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import trio
+from quart import Blueprint, Response, g
+
+from engine.domain.errors import NotFound
+from web.services import classify
+from web.services.completions import CHAT, GENERATE, completion
+from web.services.service import Service, described
+
+ASKED_S: Final = 3.0  # how long /health waits, right after the start, for the runtimes to have been asked
+COMMON: Final = ("/chat/completions", "/generate", "/health", "/info")
+CLASSIFIER: Final = ("/classify_domain", "/extract_tmd", "/validate_domain")
+
+
+def blueprint(service: Service) -> Blueprint:
+    routes = Blueprint(f"service_{service.name}", __name__)
+
+    @routes.post("/chat/completions")
+    async def chat() -> Response:
+        return await completion(service, CHAT)
+
+    @routes.post("/generate")
+    async def generate() -> Response:
+        return await completion(service, GENERATE)
+
+    @routes.get("/health")
+    async def health() -> tuple[dict[str, Any], int]:
+        return await health_body(service)
+
+    @routes.get("/info")
+    async def info() -> dict[str, Any]:
+        await _runtimes_asked(service)
+        return info_body(service)
+
+    @routes.app_errorhandler(404)
+    async def nothing_here(_: Exception) -> tuple[dict[str, Any], int]:
+        error = NotFound("there is nothing at this path; GET /info lists what is", request_id=g.get("request_id"))
+        return error.body(), error.status
+
+    if service.entry.kind == "classifier":
+        _classifier_routes(routes, service)
+    return routes
+
+
+def _classifier_routes(routes: Blueprint, service: Service) -> None:
+    @routes.post("/classify_domain")
+    async def classify_domain() -> tuple[dict[str, Any], dict[str, str]]:
+        return await classify.classify_domain(service)
+
+    @routes.post("/extract_tmd")
+    async def extract_tmd() -> tuple[dict[str, Any], dict[str, str]]:
+        return await classify.extract_tmd(service)
+
+    @routes.post("/validate_domain")
+    async def validate_domain() -> dict[str, Any]:
+        return await classify.validate_domain(service)
+
+
+async def _runtimes_asked(service: Service) -> None:
+    with trio.move_on_after(ASKED_S):
+        await service.engine.catalog.asked.wait()
+
+
+async def health_body(service: Service) -> tuple[dict[str, Any], int]:
+    """Body and status; 503 while there is no model to answer. Never touches a model."""
+    await _runtimes_asked(service)
+    chosen = service.current()
+    runtime = None if chosen is None else chosen.model.runtime
+    body = {
+        "status": "unhealthy" if chosen is None else "healthy",
+        "service": service.entry.health_name or service.name,
+        "port": service.port,
+        "ollama_backend": None if runtime is None else runtime.url,
+        "model": service.models[0] if chosen is None else chosen.model.name,
+        "model_loaded": chosen is not None and service.is_loaded(chosen),
+        "uptime_seconds": int((service.engine.clock() - service.started_us) / 1e6),
+        "runtime": None if runtime is None else runtime.name,
+        "requested_model": service.models[0],
+        "fallback_reason": None if chosen is None else chosen.fallback_reason,
+    }
+    return body, 503 if chosen is None else 200
+
+
+def info_body(service: Service) -> dict[str, Any]:
+    """What it is and how it did here. Throughput is of whole answers of its model, latency of requests to it; null
+    before the first."""
+    entry, chosen = service.entry, service.current()
+    figures = None if chosen is None else service.engine.telemetry.models.get(chosen.model.name)
+    nothing = dict.fromkeys(("parameters", "quantization", "context_length", "embedding_dim"))
+    body: dict[str, Any] = {
+        "service_name": entry.title,
+        "version": service.engine.facts.version,
+        "model": {"name": service.models[0], **nothing} if chosen is None else described(chosen),
+        "capabilities": list(entry.capabilities),
+        "performance": {
+            "avg_throughput_tok_s": None if figures is None else figures.tps_average,
+            "avg_latency_ms": service.figures.average_ms,
+            "p95_latency_ms": service.figures.p95_ms,
+        },
+        "endpoints": [*COMMON, *(CLASSIFIER if entry.kind == "classifier" else ())],
+        "requested_model": service.models[0],
+        "fallback_reason": None if chosen is None else chosen.fallback_reason,
+    }
+    if entry.kind == "classifier":
+        body |= {"specialized_for": entry.specialized_for, **classify.versions(service)}
+    return body
