@@ -90,6 +90,7 @@ class Catalog:
     _asking: trio.Lock = attrs.field(factory=trio.Lock)
     _rounds: int = 0  # that have been asked
     settled: trio.Event = attrs.field(factory=trio.Event)  # set once none of them is still being started
+    looked: trio.Event = attrs.field(factory=trio.Event)  # set when somebody reads `probes`; a new one for each round
 
     async def refresh(self) -> None:
         """Ask every runtime, all at once; bounded by their own probe time-outs. Callers at the same moment share one
@@ -138,6 +139,11 @@ class Catalog:
                 public = full if runtime.kind in QUALIFIED or info.name in found else info.name
                 found.setdefault(public, ModelRef(public, runtime, info))
         return tuple(found.values())
+
+    @property
+    def askable(self) -> tuple[ModelRef, ...]:
+        """Everything that can be asked: the models, and the councils that can be formed of them."""
+        return self.models if self.councils is None else (*self.models, *self.councils.listed())
 
     async def resolve(self, name: str) -> ModelRef:
         """The model called `name`. When it is not known yet the runtimes are asked again, and one that is being started

@@ -130,6 +130,7 @@ class FrameComposer:
             dropped_visual=self.counter.dropped_visual,
         )
         self._frame_ms = perf.frame_ms
+        self.telemetry.show(events)
         self.telemetry.tick(deadline_us, lateness_ms, perf.frame_ms, self._busy)
         return Frame(self.counter.last, self.wall_ms(), deadline_us, perf, events)
 

@@ -33,7 +33,7 @@ from engine.domain.generation import (
     StreamRef,
 )
 from engine.domain.models import ModelState
-from engine.domain.synthesis import Choice, CouncilMethod, MemberAnswer, MemberState, candidates, choose, wf_report
+from engine.domain.synthesis import Choice, CouncilMethod, MemberAnswer, MemberState, candidates, choose, council_report
 from engine.domain.verdict import judge_prompt, parse_verdict
 from policies.timing import Timing
 
@@ -149,10 +149,10 @@ class Council:
         answers = [member.answer() for member in self.members]
         live = None if self._live is None else self._live.use.ref.stream_id
         choice = await self._choose(answers, live)
-        report = wf_report(choice, answers)
         self.chosen = next((m for m in self.members if m.use.ref.stream_id == choice.member), None)
         ref = None if self.chosen is None else self.chosen.use.ref
-        said = CouncilChosen(self._id, choice.method, ref, choice.confidence, choice.reason, report)
+        told = council_report(choice, answers, texts=False)
+        said = CouncilChosen(self._id, choice.method, ref, choice.confidence, choice.reason, told)
         await self.signals.put(said)
         if self.chosen is None:
             raise self._failure()
@@ -161,7 +161,7 @@ class Council:
         if self.chosen.error is not None:  # it was sent on as it came, and broke off
             raise self.chosen.error
         end = self.chosen.end or GenerationEnd(EndReason.FINISHED)
-        return attrs.evolve(end, report=report)
+        return attrs.evolve(end, report=council_report(choice, answers, texts=True))
 
     # ── the members ──
 
@@ -199,6 +199,9 @@ class Council:
 
         async with self.pool.lease_set([member.use.model for member in wave], tell) as grants:
             await self._begin_reply()
+            for member, grant in zip(wave, grants, strict=True):  # told in the council's order, whoever runs first
+                if isinstance(grant, Grant):
+                    await self.signals.put(MemberStarted(member.use.ref, grant.cold, grant.load_ms))
             async with trio.open_nursery() as nursery:
                 if self.seats.spec.stop_on_consensus:
                     nursery.start_soon(self._watch)
@@ -217,7 +220,6 @@ class Council:
         if isinstance(grant, EngineError):
             member.error = grant
         else:
-            await self.signals.put(MemberStarted(member.use.ref, grant.cold, grant.load_ms))
             with member.scope:
                 try:
                     member.end = await member.use.speak(grant)

@@ -163,6 +163,11 @@ class Release:
 
 
 @attrs.frozen
+class Left:
+    """Somebody who waited has gone: others may move up."""
+
+
+@attrs.frozen
 class Unload:
     model: ModelRef
     reply: Reply[int]
@@ -229,7 +234,7 @@ class PoolHandle:
         try:
             return await _granted(lease, tell)
         finally:
-            lease.ticket.abandoned = True
+            self._give_up(lease)
 
     async def prefetch(self, model: ModelRef) -> Grant:
         """Bring a model into memory if there is room, nobody waits and nothing is loaded: else Overloaded is raised at
@@ -239,7 +244,7 @@ class PoolHandle:
         try:
             return await _granted(lease, _tell_nobody)
         finally:
-            lease.ticket.abandoned = True
+            self._give_up(lease)
 
     async def unload(self, model: ModelRef) -> int:
         """Bytes freed. Raises SessionConflict while streams use the model."""
@@ -254,9 +259,15 @@ class PoolHandle:
 
     def _leave(self, lease: Lease) -> None:
         if lease.ticket.grant is None:
-            lease.ticket.abandoned = True
+            self._give_up(lease)
         elif not self.commands.offer(Release(lease.model.name, lease.ticket)):
             raise AssertionError("the pool's mailbox is sized so that a release always fits")
+
+    def _give_up(self, lease: Lease) -> None:
+        """Nobody wants it any more. Where the pool's box is full it looks at the queue soon in any case."""
+        lease.ticket.abandoned = True
+        if not lease.ticket.settled:
+            self.commands.offer(Left())
 
     def _send(self, command: Command) -> None:
         if not self.commands.offer(command):

@@ -14,7 +14,7 @@ from typing import Any, Final, Protocol, TypeVar
 import attrs
 import trio
 
-from actors.kernel import Inlet, Outlet, Reply, drain
+from actors.kernel import Inlet, Outlet, Reply, drain, mailbox
 from engine.domain.errors import InternalError, Overloaded
 from engine.domain.usage import OTHER, By, UsageRecord, UsageReport
 from policies.routing import LoggedRoute
@@ -25,6 +25,7 @@ UNWRITTEN_MAX: Final = 4096  # kept while the disk fails; the oldest go first
 RETRY_S: Final = 5.0
 AGENTS_MAX: Final = 256  # different names kept; answers for more count as `other`
 MODELS_MAX: Final = 512
+REASONS_MAX: Final = 256  # of fallbacks, since the start
 RETRY_AFTER_S: Final = 1
 
 T = TypeVar("T")
@@ -78,6 +79,7 @@ class UsageLedger:
     problem: str | None = None  # of the last write; null when it went well
     _unwritten: list[UsageRecord | LoggedRoute] = attrs.field(factory=list)
     _names: tuple[set[str], set[str]] | None = None
+    _reasons: set[str] = attrs.field(factory=set)
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Until the last producer closed; what is left is then written, if the disk takes it."""
@@ -133,9 +135,8 @@ class UsageLedger:
         agents, models = self._names
         agent = _bounded(record.agent, agents, AGENTS_MAX)
         model = _bounded(record.model, models, MODELS_MAX)
-        if (agent, model) == (record.agent, record.model):
-            return record
-        return attrs.evolve(record, agent=agent, model=model)
+        fallback = None if record.fallback is None else _bounded(record.fallback, self._reasons, REASONS_MAX)
+        return attrs.evolve(record, agent=agent, model=model, fallback=fallback)
 
     async def _answer(self, question: _Question) -> None:
         if question.reply.abandoned:
@@ -158,14 +159,36 @@ def _bounded(name: str, known: set[str], most: int) -> str:
 
 @attrs.define(eq=False)
 class LedgerHandle:
-    """What others hold of the ledger."""
+    """What others hold of the ledger. `refused` is what came when it was over."""
 
     ledger: UsageLedger
     outlet: Outlet[LedgerMessage]
+    refused: int = 0
+    _over: bool = False
+
+    @classmethod
+    def of(cls, store: UsageStore) -> LedgerHandle:
+        """A ledger over `store`, with its mailbox. Not running yet."""
+        outlet, inlet = mailbox[LedgerMessage]("ledger", MAILBOX_RECORDS)
+        return cls(UsageLedger(inlet, store), outlet)
 
     def log(self, entry: UsageRecord | LoggedRoute) -> bool:
         """False, and counted, when there is no room for it."""
+        if self._over:
+            self.refused += 1
+            return False
         return self.outlet.offer(entry)
+
+    def close(self) -> None:
+        """Nothing more comes: the ledger writes what it has and ends."""
+        self._over = True
+        self.outlet.close()
+
+    def give_up(self) -> None:
+        """Nobody will read again."""
+        self._over = True
+        self.ledger.problem = "the ledger crashed too often and was given up; the log says why"
+        self.ledger.inlet.close()
 
     async def report(self, by: By, since: str | None = None) -> UsageReport:
         """All that was told before this call is in it. Raises Overloaded."""
@@ -177,7 +200,7 @@ class LedgerHandle:
 
     async def _ask(self, ask: Callable[[UsageStore], Awaitable[T]]) -> T:
         question = _Question(ask)
-        if not self.outlet.offer(question):
+        if self._over or not self.outlet.offer(question):
             raise Overloaded("the usage ledger is busy", retry_after_s=RETRY_AFTER_S)
         answer: T = await question.reply.wait()
         return answer

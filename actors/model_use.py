@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Final
 
 import attrs
@@ -10,6 +13,7 @@ from actors.catalog import ModelRef
 from actors.kernel import Outlet
 from actors.lease import Grant, PoolHandle
 from actors.reply_line import ReplySink
+from actors.resume import Place
 from actors.stream import ModelStream, Timeouts
 from engine.domain.events import ModelChanged, SessionSignal
 from engine.domain.generation import Clock, GenerationEnd, GenerationRequest, StreamRef
@@ -36,6 +40,7 @@ class ModelUse:
     timeouts: Timeouts
     reply: ReplySink | None = None
     forward: ForwardRequest | None = None
+    find: Callable[[str], ModelRef] | None = None  # other models, that may go on where this one broke off
     state: str = QUEUED
     cold: bool | None = None
     load_ms: float | None = None
@@ -45,7 +50,14 @@ class ModelUse:
 
     def __attrs_post_init__(self) -> None:
         self.stream = ModelStream(
-            self.ref, self.model.runtime, self.request, self.signals, self.timeouts, self.reply, self.forward
+            self.ref,
+            self.model.runtime,
+            self.request,
+            self.signals,
+            self.timeouts,
+            self.reply,
+            self.forward,
+            None if self.find is None else partial(self._elsewhere, self.find),
         )
         self.asked_us = self.clock()
 
@@ -87,6 +99,18 @@ class ModelUse:
         self.state = LOADING if state is ModelState.LOADING else QUEUED
         changed = ModelChanged(self.ref.session_id, self.ref.model, state, position=position, reason=reason)
         await self.signals.put(changed)
+
+    @contextlib.asynccontextmanager
+    async def _elsewhere(self, find: Callable[[str], ModelRef], name: str) -> AsyncIterator[Place]:
+        """The model called `name`, for the rest of this answer. Raises as `find` and the lease do."""
+        model = find(name)
+
+        async def tell(state: ModelState, position: int | None, reason: str | None) -> None:
+            changed = ModelChanged(self.ref.session_id, model.name, state, position=position, reason=reason)
+            await self.signals.put(changed)
+
+        async with self.pool.lease(model, tell):
+            yield Place(model.runtime, model.info.name)
 
     def timing(self) -> Timing | None:
         """Whether arrivals show the model's own pace; null before there are any."""

@@ -20,6 +20,7 @@ from actors.lease import (
     Grant,
     Lease,
     LeaseSet,
+    Left,
     News,
     Reconcile,
     Release,
@@ -61,7 +62,7 @@ class _Look:
     full: Wait | None = None
 
 
-Command = LeaseSet | Release | Unload | Reconcile | LoadDone | UnloadDone | _Wake
+Command = LeaseSet | Release | Left | Unload | Reconcile | LoadDone | UnloadDone | _Wake
 
 
 def mailbox_capacity(caps: PoolCaps, callers_max: int) -> int:
@@ -162,6 +163,8 @@ class ModelPool:
         match command:
             case LeaseSet():
                 self._enqueue(command)
+            case Left():
+                pass  # the queue is served below
             case Release(model=model, ticket=ticket):
                 self._release(model, ticket)
             case Unload():

@@ -189,6 +189,10 @@ class Memory:
             del self._traces[next(iter(self._traces))]
         return trace
 
+    def known(self, model: str) -> Trace:
+        """What is remembered, for reading."""
+        return self._traces.get(model) or Trace()
+
     def uses_since(self, at_us: int) -> dict[str, int]:
         """How often models were granted since then; those that were let go of and not used since are left out."""
         counts = {

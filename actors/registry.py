@@ -47,7 +47,7 @@ class AgentStore(Protocol):
 
 @attrs.define(eq=False)
 class RegistryCounters:
-    """Since the start. `failures` of the store."""
+    """Since the start; `registered` counts new ones, `failures` are the store's."""
 
     registered: int = 0
     deregistered: int = 0
@@ -60,6 +60,7 @@ class RegistryCounters:
 class _Register:
     card: AgentCard
     own: bool
+    status: AgentStatus
 
 
 @attrs.frozen
@@ -126,8 +127,8 @@ class AgentRegistry:
         """The answer, or the error."""
         try:
             match command.what:
-                case _Register(card, own):
-                    return self._register(card, own)
+                case _Register():
+                    return self._register(command.what)
                 case _Beat(agent_id, status):
                     return self._beat(agent_id, status)
                 case _Deregister(agent_id, own):
@@ -137,18 +138,19 @@ class AgentRegistry:
         except EngineError as error:
             return error
 
-    def _register(self, card: AgentCard, own: bool) -> AgentEntry:
+    def _register(self, asked: _Register) -> AgentEntry:
+        card = asked.card
         if loopback_port(card.endpoint) is None:
             raise InvalidRequest(f"endpoint: only agents of this machine are registered: {ENDPOINT_WORDS}")
         before = self.agents.get(card.agent_id)
-        self._refuse_others(card.agent_id, own)
+        self._refuse_others(card.agent_id, asked.own)
         if before is None and len(self.agents) >= AGENTS_MAX:
             raise Overloaded(f"{AGENTS_MAX} agents are registered, the most allowed", retry_after_s=RETRY_AFTER_S)
         now_s = self.wall_s()
         registered_s = now_s if before is None else before.registered_s
-        entry = AgentEntry(card, "healthy", registered_s, now_s, own)
+        entry = AgentEntry(card, asked.status, registered_s, now_s, asked.own)
         self._keep(entry)
-        self.counters.registered += 1
+        self.counters.registered += before is None
         return entry
 
     def _beat(self, agent_id: str, status: AgentStatus) -> AgentEntry:
@@ -247,10 +249,10 @@ class RegistryHandle:
     registry: AgentRegistry
     commands: Outlet[Command]
 
-    async def register(self, card: AgentCard, *, own: bool = False) -> AgentEntry:
+    async def register(self, card: AgentCard, *, own: bool = False, status: AgentStatus = "healthy") -> AgentEntry:
         """There from now on, in place of what had this id. Raises InvalidRequest for an endpoint that is not on this
         machine, SessionConflict when the id is one of the engine's services."""
-        return await self._ask(_Register(card, own), AgentEntry)
+        return await self._ask(_Register(card, own, status), AgentEntry)
 
     async def heartbeat(self, agent_id: str, status: AgentStatus = "healthy") -> AgentEntry:
         """Still there. Raises NotFound."""

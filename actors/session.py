@@ -100,6 +100,7 @@ class Session:
     clock: Clock
     constants: Constants
     timeouts: Timeouts
+    find: Callable[[str], ModelRef] | None = None  # the model of a public name
     reason: EndReason | None = None
     closed: trio.Event = attrs.field(factory=trio.Event)
     opened_us: int = 0
@@ -128,6 +129,7 @@ class Session:
             self.timeouts,
             reply or self.asked.reply,
             self.asked.forward,
+            self.find,
         )
 
     def _convene(self) -> Council:
@@ -275,6 +277,7 @@ class SessionTable:
     timeouts: Timeouts
     live_max: int
     record_ttl_s: float
+    find: Callable[[str], ModelRef] | None = None
     pin_runner_options: bool = False  # requests come without their own
     runner_options_dropped: int = 0  # requests that had some
     new_id: Callable[[], str] = lambda: secrets.token_hex(16)
@@ -308,7 +311,9 @@ class SessionTable:
         if self.pin_runner_options and asked.request.runner_options:
             self.runner_options_dropped += 1
             asked = attrs.evolve(asked, request=attrs.evolve(asked.request, runner_options={}))
-        session = Session(self.new_id(), asked, self.pool, self.signals, self.clock, self.constants, self.timeouts)
+        session = Session(
+            self.new_id(), asked, self.pool, self.signals, self.clock, self.constants, self.timeouts, self.find
+        )
         self._live[session.id] = session
         self._nursery.start_soon(self._see_through, session, name=f"session {session.id}")
         return session

@@ -10,10 +10,11 @@ from typing import Final
 
 import attrs
 
-from actors.kernel import Outlet
-from actors.ledger import LedgerMessage
+from actors.ledger import LedgerHandle
+from engine.domain.council import MemberEnded
 from engine.domain.events import MappedSignal, SampleBatch, SessionClosed, SessionOpened
-from engine.domain.usage import AGENT, UsageRecord
+from engine.domain.generation import StreamRef
+from engine.domain.usage import AGENT, FALLBACK, UsageRecord
 
 SESSIONS_MAX: Final = 8192  # followed at once; beyond it the oldest is forgotten, and counted
 UNKNOWN: Final = "unknown"
@@ -25,28 +26,28 @@ Place = tuple[str, bool]  # a runtime's name, and whether it is on this machine
 class _Session:
     opened: SessionOpened
     agent: str
+    fallback: str | None
     places: dict[str, Place]  # by stream
     tokens: dict[str, int]  # by stream, as counted here
+    ended: dict[str, MemberEnded]  # of a council, by stream
 
 
 @attrs.define(eq=False)
 class UsageFeed:
     """`place_of` tells where a model runs by its public name, null when it is not known any more."""
 
-    outlet: Outlet[LedgerMessage]
+    ledger: LedgerHandle
     place_of: Callable[[str], Place | None]
     wall_s: Callable[[], float]
     forgotten: int = 0
-    _agents: dict[str, str] = attrs.field(factory=dict)  # of sessions that were named and are not yet open
+    _asked_by: dict[str, tuple[str | None, str | None]] = attrs.field(factory=dict)  # named, and not yet open
     _open: dict[str, _Session] = attrs.field(factory=dict)
 
     def new_session_id(self) -> str:
         """An id for a session that begins now, on behalf of the agent whose request is at hand."""
         session_id = secrets.token_hex(16)
-        agent = AGENT.get()
-        if agent is not None:
-            self._agents[session_id] = agent
-            self._bound(self._agents)
+        self._asked_by[session_id] = AGENT.get(), FALLBACK.get()
+        self._bound(self._asked_by)
         return session_id
 
     def observe(self, signal: MappedSignal) -> None:
@@ -56,10 +57,15 @@ class UsageFeed:
                 if session is not None:
                     session.tokens[ref.stream_id] = session.tokens.get(ref.stream_id, 0) + len(signal.samples)
             case SessionOpened():
-                agent = self._agents.pop(signal.session_id, None) or signal.origin.value
+                agent, fallback = self._asked_by.pop(signal.session_id, (None, None))
                 places = {ref.stream_id: self.place_of(ref.model) or (UNKNOWN, False) for ref in signal.streams}
-                self._open[signal.session_id] = _Session(signal, agent, places, {})
+                session = _Session(signal, agent or signal.origin.value, fallback, places, {}, {})
+                self._open[signal.session_id] = session
                 self._bound(self._open)
+            case MemberEnded(stream=ref):
+                session = self._open.get(ref.session_id)
+                if session is not None:
+                    session.ended[ref.stream_id] = signal
             case SessionClosed():
                 self._close(signal)
 
@@ -67,30 +73,54 @@ class UsageFeed:
         session = self._open.pop(closed.session_id, None)
         if session is None:
             return  # told again after a crash, and counted already
-        alone = len(session.opened.streams) == 1
         day = datetime.fromtimestamp(self.wall_s(), UTC).date().isoformat()
-        for ref in session.opened.streams:
-            runtime, local = session.places[ref.stream_id]
-            tokens_out = session.tokens.get(ref.stream_id, 0)
-            if alone:
-                tokens_out = closed.tokens if closed.eval_count is None else closed.eval_count
-            self.outlet.offer(
-                UsageRecord(
-                    day=day,
-                    agent=session.agent,
-                    model=ref.model,
-                    runtime=runtime,
-                    local=local,
-                    synthetic=session.opened.synthetic,
-                    tokens_in=closed.prompt_tokens if alone else None,
-                    tokens_out=tokens_out,
-                    ttft_ms=closed.ttft_ms if alone else None,
-                    duration_ms=closed.duration_ms if alone else None,
-                    reason=closed.reason.value,
-                )
-            )
+        streams = session.opened.streams
+        for ref in streams:
+            if len(streams) == 1:
+                self.ledger.log(_alone(session, ref, closed, day))
+            elif ref.stream_id in session.ended or session.tokens.get(ref.stream_id):  # else it was never asked
+                self.ledger.log(_in_council(session, ref, closed, day))
 
-    def _bound(self, kept: dict[str, str] | dict[str, _Session]) -> None:
+    def _bound(self, kept: dict[str, tuple[str | None, str | None]] | dict[str, _Session]) -> None:
         if len(kept) > SESSIONS_MAX:
             del kept[next(iter(kept))]
             self.forgotten += 1
+
+
+def _alone(session: _Session, ref: StreamRef, closed: SessionClosed, day: str) -> UsageRecord:
+    """The model counts its tokens itself where it can."""
+    runtime, local = session.places[ref.stream_id]
+    return UsageRecord(
+        day=day,
+        agent=session.agent,
+        model=ref.model,
+        runtime=runtime,
+        local=local,
+        synthetic=session.opened.synthetic,
+        tokens_in=closed.prompt_tokens,
+        tokens_out=closed.tokens if closed.eval_count is None else closed.eval_count,
+        ttft_ms=closed.ttft_ms,
+        duration_ms=closed.duration_ms,
+        reason=closed.reason.value,
+        fallback=session.fallback,
+    )
+
+
+def _in_council(session: _Session, ref: StreamRef, closed: SessionClosed, day: str) -> UsageRecord:
+    """Of each of its models only what is told of it alone."""
+    runtime, local = session.places[ref.stream_id]
+    ended = session.ended.get(ref.stream_id)
+    return UsageRecord(
+        day=day,
+        agent=session.agent,
+        model=ref.model,
+        runtime=runtime,
+        local=local,
+        synthetic=session.opened.synthetic,
+        tokens_in=None,
+        tokens_out=session.tokens.get(ref.stream_id, 0) if ended is None else ended.tokens,
+        ttft_ms=None if ended is None else ended.ttft_ms,
+        duration_ms=None if ended is None else ended.duration_ms,
+        reason=(closed if ended is None else ended).reason.value,
+        fallback=session.fallback,
+    )

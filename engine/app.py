@@ -249,6 +249,8 @@ def handles(
         pool=core.pool,
         pulls=core.pulls,
         sessions=core.sessions,
+        ledger=core.ledger,
+        prices=policies.prices.table(),
         hub=core.hub,
         telemetry=core.telemetry,
         frame_counter=core.frame_counter,

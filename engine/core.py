@@ -6,6 +6,7 @@ drains because the one before it closed.
 
 from __future__ import annotations
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
@@ -21,14 +22,17 @@ from actors.councils import Councils, Gates
 from actors.hub import FrameHub, HelloFacts
 from actors.kernel import Actor, FlowStats, Inlet, Outlet, mailbox
 from actors.lease import PoolHandle
+from actors.ledger import LedgerHandle, UsageStore
 from actors.mapper import EnergyMapper, MapperCounters
 from actors.pool import Command, ModelPool, mailbox_capacity
+from actors.prefetcher import Prefetcher
 from actors.pulls import ModelPulls
 from actors.session import Constants, SessionTable
 from actors.stream import Timeouts
 from actors.supervise import supervise
+from actors.usage_feed import Place, UsageFeed
 from engine import __version__
-from engine.domain.errors import InternalError
+from engine.domain.errors import InternalError, RestartsExhausted
 from engine.domain.events import MappedSignal, SessionSignal
 from engine.domain.frames import Frame
 from engine.domain.generation import Clock
@@ -36,14 +40,20 @@ from engine.domain.models import Tier
 from engine.domain.runtime import Runtime
 from engine.domain.telemetry import Telemetry
 from engine.settings import Settings, council_specs
+from engine.store import Database
+from engine.usage_store import SqliteUsage
 from policies.admission import PoolCaps, budgets
 from policies.degrade import Ladder
 from policies.load import Policies
 from policies.restart import NEVER, RestartPolicy
 from policies.tiers import TierChoice, TierPolicy, below
 
+logger = logging.getLogger("wf.core")
+
 STAGE_RESTARTS: Final = RestartPolicy()
 CATALOG_REFRESH_S: Final = 5.0
+IDLE_REFRESH_S: Final = 30.0
+WATCHED_US: Final = 60_000_000  # so long after its start an engine is watched, whoever is there
 STARTING_REFRESH_S: Final = 0.25  # while a runtime of ours is on its way up
 CLIENT_LIMITS: Final = ("streams_max", "queued_max", "body_bytes_max")
 
@@ -63,7 +73,9 @@ class Core:
     catalog: Catalog
     pool: PoolHandle
     pulls: ModelPulls
+    prefetcher: Prefetcher
     sessions: SessionTable
+    ledger: LedgerHandle
     hub: FrameHub
     telemetry: Telemetry
     frame_counter: FrameCounter
@@ -86,9 +98,10 @@ class Core:
         policies: Policies,
         tier: TierChoice,
         starting: Callable[[], bool] = lambda: False,
+        usage: UsageStore | None = None,
     ) -> Core:
         """Nothing runs yet. Inside a trio run, since `clock` follows its time. `starting`: is a runtime of ours on its
-        way up?"""
+        way up? `usage` is where the ledger keeps things; without it that is memory."""
         limits = policies.tiers.limits(tier.tier)
         signals, signals_in = mailbox[SessionSignal]("signals", mapper.MAILBOX_BATCHES)
         samples = mailbox[MappedSignal]("samples", composer.MAILBOX_BATCHES)
@@ -107,7 +120,9 @@ class Core:
         pool = _pool(caps, callers_max, clock, settings.timeouts.load_s, signals.fork())
         catalog = Catalog(runtimes, clock, pool.see, starting)
         pool.pool.listed = catalog.listed
-        telemetry, boot = Telemetry(), secrets.token_hex(4)
+        ledger = LedgerHandle.of(usage or SqliteUsage(Database(), policies.prices.table()))
+        feed = UsageFeed(ledger, lambda model: _place_of(catalog, model), time.time)
+        telemetry, boot = Telemetry(also=feed.observe), secrets.token_hex(4)
         facts = HelloFacts(
             version=__version__,
             boot=boot,
@@ -116,9 +131,7 @@ class Core:
             limits=client_limits(settings),
             tick_hz=limits.tick_hz,
         )
-        constants = Constants(
-            policies.energy.params(tier.tier), policies.ensemble.params() if hasattr(policies, "ensemble") else None
-        )  # TEMP
+        constants = Constants(policies.energy.params(tier.tier), policies.ensemble.params())
         timeouts = settings.timeouts
         sessions = SessionTable(
             pool,
@@ -128,7 +141,9 @@ class Core:
             Timeouts(timeouts.first_token_s, timeouts.progress_s, timeouts.load_s),
             live_max=caps.streams_max + caps.queued_max,
             record_ttl_s=settings.session.record_ttl_s,
+            find=catalog.find,
             pin_runner_options=settings.pool.pin_runner_options,
+            new_id=feed.new_session_id,
         )
         catalog.councils = _councils(catalog, sessions, settings, policies.tiers, tier.tier)
         return cls(
@@ -139,7 +154,9 @@ class Core:
             catalog=catalog,
             pool=pool,
             pulls=ModelPulls(catalog, signals.fork(), settings.pull),
+            prefetcher=_prefetcher(catalog, pool, settings),
             sessions=sessions,
+            ledger=ledger,
             hub=FrameHub(
                 frames_in,
                 clock,
@@ -164,12 +181,14 @@ class Core:
         """All actors, until `close` has drained them. Raises RestartsExhausted when one of them is beyond help."""
         async with trio.open_nursery() as stages:
             await stages.start(self._stage, "hub", lambda: self.hub, NEVER, None)
-            await stages.start(self._stage, "composer", self._composer, STAGE_RESTARTS, self._frames.close)
+            await stages.start(self._keep_ledger)
+            await stages.start(self._stage, "composer", self._composer, STAGE_RESTARTS, self._composed)
             await stages.start(self._stage, "mapper", self._mapper, STAGE_RESTARTS, self._samples[0].close)
             async with trio.open_nursery() as sources:
                 await sources.start(self._stage, "pool", lambda: self.pool.pool, NEVER, None)
                 await sources.start(self._stage, "sessions", lambda: self.sessions, NEVER, None)
                 await sources.start(self._stage, "pulls", lambda: self.pulls, NEVER, None)
+                await sources.start(self._stage, "prefetcher", lambda: self.prefetcher, STAGE_RESTARTS, None)
                 sources.start_soon(self._keep_catalog)
                 task_status.started()
                 with self._scope:
@@ -207,6 +226,19 @@ class Core:
         if done is not None:
             done()
 
+    def _composed(self) -> None:
+        """The composer has drained: nobody is told of any session any more."""
+        self._frames.close()
+        self.ledger.close()
+
+    async def _keep_ledger(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Beyond help it is given up, and says so; the engine goes on without its figures."""
+        try:
+            await supervise("ledger", lambda: self.ledger.ledger, STAGE_RESTARTS, task_status=task_status)
+        except RestartsExhausted as error:
+            logger.error("the usage ledger is given up: %s", error.message)
+            self.ledger.give_up()
+
     def _lost_state(self, stage: str) -> None:
         """A stage behind the sessions starts anew and empty: running sessions end rather than go on with a hole."""
         self.sessions.fail_all(InternalError(f"the {stage} was restarted; this session was lost with its state"))
@@ -227,10 +259,32 @@ class Core:
         return EnergyMapper(self._signals_in, self._samples[0], self.mapper_counters)
 
     async def _keep_catalog(self) -> None:
+        """Ask the runtimes: every 5 s while somebody watches, seldom while nobody does."""
         while True:
+            self.catalog.looked = trio.Event()
             await self.catalog.refresh()
-            self.sessions.prune()
+            asked_s = trio.current_time()
             await trio.sleep(CATALOG_REFRESH_S if self.catalog.settled.is_set() else STARTING_REFRESH_S)
+            self.sessions.prune()
+            while not self._watched() and trio.current_time() < asked_s + IDLE_REFRESH_S:
+                with trio.move_on_after(CATALOG_REFRESH_S):
+                    await self.catalog.looked.wait()
+                self.sessions.prune()
+
+    def _watched(self) -> bool:
+        """The engine has just started, a session runs or ran in the last minute, a page is connected, somebody has just
+        asked how we are, or a runtime of ours is on its way up."""
+        if self.clock() < WATCHED_US or self.catalog.looked.is_set():
+            return True
+        if not self.catalog.settled.is_set() or self.catalog.starting():
+            return True
+        return bool(self.hub.clients) or bool(self.sessions.known())
+
+
+def _place_of(catalog: Catalog, name: str) -> Place | None:
+    """Where a model runs, and whether that is here; None when it is not listed any more."""
+    found = next((model for model in catalog.models if model.name == name), None)
+    return None if found is None else (found.runtime.name, found.runtime.local)
 
 
 def client_limits(settings: Settings) -> dict[str, Any]:
@@ -249,6 +303,12 @@ def _pool(
 ) -> PoolHandle:
     commands, inlet = mailbox[Command]("pool", mailbox_capacity(caps, callers_max))
     return PoolHandle(ModelPool(inlet, commands, caps, clock, load_timeout_s, news), commands)
+
+
+def _prefetcher(catalog: Catalog, pool: PoolHandle, settings: Settings) -> Prefetcher:
+    auto = settings.pool.prefetch == "auto"
+    councils = [spec.members for spec in council_specs(settings.councils).values()] if auto else []
+    return Prefetcher(catalog, pool, settings.pool.warm, councils, often=auto)
 
 
 def _councils(catalog: Catalog, sessions: SessionTable, settings: Settings, tiers: TierPolicy, tier: Tier) -> Councils:

@@ -118,7 +118,13 @@ def lines(body: dict[str, Any]) -> list[str]:
 
     engine = body["engine"]
     rows = [
-        (row["name"], row["status"], row["url"] or (f"port {row['port']}" if row["port"] else "any free port"), row["model"] or "", _remark(row))
+        (
+            row["name"],
+            row["status"],
+            row["url"] or (f"port {row['port']}" if row["port"] else "any free port"),
+            row["model"] or "",
+            _remark(row),
+        )
         for row in body["services"]
     ]
     head = "no engine is running here" if engine is None else f"engine {engine['http']} · process {engine['pid']}"

@@ -267,7 +267,7 @@ class PoolSettings:
     )
     prefetch: Literal["auto", "none"] = row(
         "auto",
-        doc="bring models into free memory before they are asked for: warm ones, members of councils, those used often",
+        doc="auto: bring members of councils and models used often into free memory before they are asked for; or none",
     )
     warm: tuple[str, ...] = row(
         (),

@@ -78,7 +78,7 @@ class ServiceEntry:
 
     def __attrs_post_init__(self) -> None:
         if (self.model is None) == (self.same_model_as is None):
-            raise Misfit("given, or else same_model_as (and not both)", None, ("model",))
+            raise Misfit("given, or else same_model_as, and the other one null", None, ("model",))
 
 
 @attrs.frozen
@@ -115,7 +115,7 @@ def load_services(changes: Document = _NO_CHANGES) -> ServiceTable:
                 entries[name] = structure(merged.at(name), ServiceEntry, _converter())
             except ConfigError as error:
                 problems.extend(error.details["problems"])
-    problems += _contradictions(entries, merged)
+    problems = problems or _contradictions(entries, merged)
     if problems:
         raise rejected(problems)
     return ServiceTable({name: entry for name, entry in entries.items() if entry.enabled})

@@ -11,11 +11,14 @@ import attrs
 
 from engine.domain.errors import (
     EngineError,
+    LevelLocked,
     ModelNotFound,
     NotFound,
     RuntimeFault,
     SessionConflict,
     SessionNotFound,
+    TierLimitExceeded,
+    TurboNotAvailable,
 )
 from transport.wire.json_schema import Json
 
@@ -116,7 +119,8 @@ NATIVE: Final[tuple[Call, ...]] = (
         ),
         doc="With `stream: true` the events come as NDJSON, or as Server-Sent Events when `accept` names "
         "`text/event-stream`.",
-        parameters=(_ENERGY,), takes="generate.request", errors=(ModelNotFound, *RUNTIME_ERRORS),
+        parameters=(_ENERGY,), takes="generate.request",
+        errors=(ModelNotFound, LevelLocked, TurboNotAvailable, TierLimitExceeded, *RUNTIME_ERRORS),
     ),
     Call(
         "GET", "/stream/{session_id}", "sessions", "Follow a session",
@@ -153,6 +157,18 @@ NATIVE: Final[tuple[Call, ...]] = (
     ),
     Call("GET", "/health", "state", "Is it well", (_json(200, "Also when it is not", "health"),)),
     Call("GET", "/stats", "state", "How is it doing", (_json(200, "Measured since the start", "stats"),)),
+    Call(
+        "GET", "/usage", "state", "Who asked for how much, and what did it cost",
+        (_json(200, "Kept across restarts; what is answered on this machine costs nothing", "usage"),),
+        doc="A caller is named by its header `x-wf-agent`, else by the product in `user-agent`, else by the way it "
+        "came. No prompt and no answer is ever kept.",
+        parameters=(
+            Parameter("by", "query", "what a row is about; `model` where it is left out", "model",
+                      {"type": "string", "enum": ["agent", "model", "day"]}),
+            Parameter("days", "query", "the last so many days, today (UTC) among them; else all that is kept", "30",
+                      {"type": "integer", "minimum": 1, "maximum": 400}),
+        ),
+    ),
     Call(
         "GET", "/schemas", "schemas", "List the JSON Schemas",
         (_json(200, "Their names, with a line about each", {

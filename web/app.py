@@ -24,9 +24,10 @@ from engine.domain.errors import (
     RequestTimeout,
     UnsupportedMediaType,
 )
+from engine.domain.usage import AGENT, agent_of
 from transport.wire.frames import SCHEMA_VERSION
 from transport.wire.json_schema import Documents
-from web import docs_page, generate, models, page, pull, schema_docs, stats
+from web import docs_page, generate, models, page, pull, schema_docs, stats, usage
 from web.handles import Engine, left
 from web.lens import anthropic as lens_anthropic
 from web.lens import ollama as lens_ollama
@@ -37,6 +38,7 @@ from web.openapi import openapi_document
 R = TypeVar("R", bound=Request)
 
 LENS_PATHS: Final = ("/api/", "/v1/")
+AGENT_HEADER: Final = "x-wf-agent"
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 logger = logging.getLogger("wf.web")
@@ -57,6 +59,7 @@ def create_app(
         models.blueprint(engine),
         pull.blueprint(engine),
         stats.blueprint(engine),
+        usage.blueprint(engine),
         lens_ollama.blueprint(engine),
         lens_openai.blueprint(engine),
         lens_anthropic.blueprint(engine),
@@ -87,6 +90,7 @@ def app_of(
     async def name_request() -> None:
         given = request.headers.get("x-request-id", "")
         g.request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        AGENT.set(agent_of(request.headers.get(AGENT_HEADER, ""), request.headers.get("user-agent", "")))
 
     @app.after_request
     async def stamp(response: Response) -> Response:

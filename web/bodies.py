@@ -13,6 +13,7 @@ from policies.advice import Readiness
 from transport.wire.json_schema import Json, asked, said
 from transport.wire.messages import ErrorItem
 from web.schemas import GenerateBody, LoadBody, StopBody, UnloadBody
+from web.usage_body import Usage
 
 SessionState = Literal["queued", "loading", "waiting", "streaming", "ended"]
 Moment = Annotated[str, msgspec.Meta(description="RFC 3339")]
@@ -285,9 +286,18 @@ class SessionFigures(msgspec.Struct):
     ended: dict[EndReason, int]
 
 
+class CouncilFigures(msgspec.Struct):
+    """Of the running council that measured one last; null without any."""
+
+    active: int
+    di: float | None
+    sync_latency_ms: float | None
+
+
 class Stats(msgspec.Struct):
     models: dict[str, ModelFigures]
     system: SystemFigures
+    council: CouncilFigures
     clients: list[ClientFigures]
     pool: PoolFigures
     sessions: SessionFigures
@@ -324,6 +334,7 @@ ANSWERS: Final[dict[str, tuple[type[msgspec.Struct], str]]] = {
     "models.why": (Why, "answer of GET /models/{name}/why"),
     "health": (Health, "answer of GET /health"),
     "stats": (Stats, "answer of GET /stats"),
+    "usage": (Usage, "answer of GET /usage"),
     "bootstrap": (Bootstrap, "answer of GET /api/bootstrap, for this engine's own page"),
     "error": (ErrorBody, "answer of every refused or failed request"),
 }

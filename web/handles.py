@@ -12,12 +12,14 @@ from actors.composer import FrameCounter
 from actors.hub import FrameHub
 from actors.kernel import FlowStats, Outlet
 from actors.lease import PoolHandle
+from actors.ledger import LedgerHandle
 from actors.mapper import MapperCounters
 from actors.pulls import ModelPulls
 from actors.session import SessionTable
 from engine.domain.events import SessionSignal
 from engine.domain.generation import Clock, ResumeRules
 from engine.domain.telemetry import Telemetry
+from engine.domain.usage import PriceTable
 from policies.tiers import TierLimits
 from web.lens.calls import CallsInFlight
 
@@ -81,6 +83,8 @@ class Engine:
     pool: PoolHandle
     pulls: ModelPulls
     sessions: SessionTable
+    ledger: LedgerHandle
+    prices: PriceTable
     hub: FrameHub
     telemetry: Telemetry
     frame_counter: FrameCounter

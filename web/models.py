@@ -28,7 +28,10 @@ def blueprint(engine: Engine) -> Blueprint:
         await engine.catalog.refresh()
         return {
             "models": [model_entry(engine, model) for model in engine.catalog.models],
-            "virtual": [],
+            "virtual": [
+                {"name": council.name, "members": council.info.details["members"]}
+                for council in (engine.catalog.councils.listed() if engine.catalog.councils else ())
+            ],
             "pulls": [
                 {"name": name, "status": progress.status, "progress": progress.share}
                 for name, progress in engine.pulls.under_way().items()

@@ -23,6 +23,7 @@ def blueprint(engine: Engine) -> Blueprint:
 
     @routes.get("/health")
     async def health() -> dict[str, Any]:
+        engine.catalog.looked.set()
         return health_body(engine)
 
     @routes.get("/stats")
@@ -40,6 +41,7 @@ def blueprint(engine: Engine) -> Blueprint:
                 }
                 for client, rendered in engine.hub.reporting()
             ],
+            "council": _council(engine),
             "pool": attrs.asdict(engine.pool.pool.counters)
             | {"runner_options_dropped": engine.sessions.runner_options_dropped},
             "sessions": {
@@ -52,6 +54,16 @@ def blueprint(engine: Engine) -> Blueprint:
         }
 
     return routes
+
+
+def _council(engine: Engine) -> dict[str, Any]:
+    """`di` and `sync_latency_ms` are of the running council that measured one last; null without any."""
+    readings = [reading for reading in engine.telemetry.councils.values() if reading is not None]
+    return {
+        "active": len(engine.telemetry.councils),
+        "di": next((r.di for r in reversed(readings) if r.di is not None), None),
+        "sync_latency_ms": next((r.sync_latency_ms for r in reversed(readings) if r.sync_latency_ms is not None), None),
+    }
 
 
 def health_body(engine: Engine) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from engine.domain.ensemble import DiMethod
 from engine.domain.generation import EndReason, StreamRef
 from engine.domain.interference import Pattern
 from engine.domain.resonance import ResonancePhase
+from engine.domain.synthesis import CouncilReport
 
 FORMED: Final = "council.formed"
 MEMBER_START: Final = "council.model_start"
@@ -74,7 +75,7 @@ class CouncilChosen:
     stream: StreamRef | None
     confidence: float | None
     reason: str
-    report: Mapping[str, Any]
+    report: CouncilReport
 
 
 # ── payloads of events ──────────────────────────────────────────────────────────────────────────────────────────────
@@ -185,7 +186,7 @@ class SynthesisPayload:
     model: str | None
     confidence: float | None
     reason: str
-    report: Mapping[str, Any]
+    report: CouncilReport
 
 
 CouncilPayload = (

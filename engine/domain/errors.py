@@ -9,7 +9,7 @@ EngineError                        code, HTTP status, retryable, public message,
  │   ├─ NotFound 404               ├─ ModelNotFound 404      ├─ SessionNotFound 404   ├─ MethodNotAllowed 405
  │   ├─ RequestTimeout 408         ├─ SessionConflict 409    ├─ PayloadTooLarge 413
  │   ├─ UnsupportedMediaType 415   ├─ TierLimitExceeded 429   ├─ LevelLocked 403
- │   └─ TurboNotAvailable 403
+ │   ├─ TurboNotAvailable 403      └─ BrokerDisabled 403
  ├─ RuntimeFault                   the far side is at fault
  │   ├─ RuntimeUnavailable 503     ├─ ModelLoadFailed 502    ├─ ModelLoadTimeout 504
  │   ├─ UpstreamProtocolError 502  ├─ UpstreamTruncated 502  └─ UpstreamTimeout 504
@@ -101,6 +101,13 @@ class TurboNotAvailable(CallerError):
     """The tier has no turbo."""
 
     code, status = "TURBO_NOT_AVAILABLE", 403
+
+
+class BrokerDisabled(CallerError):
+    """The answer would come from outside this machine, and that is not allowed: here, now, or for this request. The
+    details say what would leave."""
+
+    code, status = "BROKER_DISABLED", 403
 
 
 class NotFound(CallerError):

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import attrs
+
+from engine.domain.synthesis import CouncilReport
 
 TOP_K: Final = 10  # entries asked of a runtime per token; the certainty formula uses these, whatever the client asked
 
@@ -207,7 +209,7 @@ class GenerationEnd:
     prompt_tokens_dropped: int | None = 0
     load_ms: float | None = None  # what the runtime says it spent on getting the model ready for this request
     resumed: int = 0  # seams in the answer; the runtime's counts are then of nobody's whole, and null
-    report: Mapping[str, Any] | None = None  # how a council came to its answer
+    report: CouncilReport | None = None
 
 
 @attrs.frozen

@@ -75,7 +75,6 @@ class Interference:
         if self._windows < self.params.dwell_windows:
             return None
         self.band = pointed
-        self.interrupt()
         return pointed
 
     def interrupt(self) -> None:

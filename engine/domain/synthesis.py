@@ -6,7 +6,7 @@ import enum
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import attrs
 
@@ -117,6 +117,65 @@ class Choice:
     report: AgreementReport
 
 
+@attrs.frozen
+class ModelPair:
+    models: tuple[str, ...]  # two
+    agreement: float
+
+
+@attrs.frozen
+class WordingAgreement:
+    """Of the texts, as engine/domain/agreement.py defines it; `cut`: only `compared_bytes_max` of one were compared."""
+
+    mean: float | None
+    pairs: tuple[ModelPair, ...]
+    compared_bytes_max: int
+    cut: bool
+
+
+@attrs.frozen
+class ReportedMember:
+    """`agreement` is its mean with the others, null where its answer did not count."""
+
+    model: str
+    stream_id: str
+    state: MemberState
+    tokens: int
+    certainty: float | None
+    agreement: float | None
+
+
+@attrs.frozen
+class ReportedDissent:
+    """`text` is null in events, which carry none."""
+
+    model: str
+    stream_id: str
+    agreement: float
+    text: str | None
+
+
+@attrs.frozen
+class ReportedDropout:
+    model: str
+    state: MemberState
+    reason: str
+
+
+@attrs.frozen
+class CouncilReport:
+    """How a council came to its answer, by the public names of its models."""
+
+    method: CouncilMethod
+    chosen: str | None
+    confidence: float | None
+    reason: str
+    agreement: WordingAgreement
+    members: tuple[ReportedMember, ...]
+    dissent: tuple[ReportedDissent, ...]
+    dropped: tuple[ReportedDropout, ...]
+
+
 def candidates(answers: Sequence[MemberAnswer]) -> tuple[MemberAnswer, ...]:
     """Those who came to the end of an answer, in the given order. One without words counts only if all are."""
     answered = tuple(answer for answer in answers if answer.state in ANSWERED)
@@ -167,42 +226,31 @@ def choose(
     )
 
 
-def wf_report(choice: Choice, answers: Sequence[MemberAnswer]) -> dict[str, Any]:
-    """The choice as plain JSON values, for the field `wf` of a reply. `agreement` of a member is its mean with the
-    others, null where its answer did not count."""
+def council_report(choice: Choice, answers: Sequence[MemberAnswer], *, texts: bool) -> CouncilReport:
+    """The choice as it is told: in `council.synthesis`, and in the field `wf` of a reply. The dissent is kept in words
+    with `texts`, else only named: of all events only those of tokens carry text."""
     report = choice.report
     models = {answer.stream_id: answer.model for answer in answers}
-    return {
-        "method": choice.method.value,
-        "chosen": None if choice.member is None else models[choice.member],
-        "confidence": choice.confidence,
-        "reason": choice.reason,
-        "agreement": {
-            "mean": report.mean,
-            "pairs": [
-                {"models": [models[pair.first], models[pair.second]], "agreement": pair.agreement}
-                for pair in report.pairs
-            ],
-            "compared_bytes_max": COMPARED_BYTES_MAX,
-            "cut": report.cut,
-        },
-        "members": [
-            {
-                "model": answer.model,
-                "stream_id": answer.stream_id,
-                "state": answer.state.value,
-                "tokens": answer.tokens,
-                "certainty": answer.certainty,
-                "agreement": report.means.get(answer.stream_id),
-            }
-            for answer in answers
-        ],
-        "dissent": [
-            {"model": d.model, "stream_id": d.stream_id, "agreement": d.agreement, "text": d.text}
-            for d in report.dissent
-        ],
-        "dropped": [{"model": d.model, "state": d.state.value, "reason": d.reason} for d in report.dropped],
-    }
+    return CouncilReport(
+        method=choice.method,
+        chosen=None if choice.member is None else models[choice.member],
+        confidence=choice.confidence,
+        reason=choice.reason,
+        agreement=WordingAgreement(
+            mean=report.mean,
+            pairs=tuple(ModelPair((models[p.first], models[p.second]), p.agreement) for p in report.pairs),
+            compared_bytes_max=COMPARED_BYTES_MAX,
+            cut=report.cut,
+        ),
+        members=tuple(
+            ReportedMember(a.model, a.stream_id, a.state, a.tokens, a.certainty, report.means.get(a.stream_id))
+            for a in answers
+        ),
+        dissent=tuple(
+            ReportedDissent(d.model, d.stream_id, d.agreement, d.text if texts else None) for d in report.dissent
+        ),
+        dropped=tuple(ReportedDropout(d.model, d.state, d.reason) for d in report.dropped),
+    )
 
 
 def _pick(

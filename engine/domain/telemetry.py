@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import attrs
 
-from engine.domain.events import MappedSignal, SampleBatch, SessionClosed, SessionOpened
+from engine.domain.council import CouncilFormed, MemberEnded, MemberStarted
+from engine.domain.ensemble import EnsembleReading
+from engine.domain.events import (
+    EnergyUpdatePayload,
+    Event,
+    MappedSignal,
+    SampleBatch,
+    SessionClosed,
+    SessionOpened,
+)
+from engine.domain.generation import StreamRef
 
 RECENT_MAX: Final = 512
 FPS_WINDOW_US: Final = 1_000_000
@@ -57,6 +67,16 @@ class ModelFigures:
         return self.eu_micro / 1000 / self.streamed_ms if self.streamed_ms > 0 else None
 
 
+@attrs.frozen
+class _Course:
+    """How a stream went."""
+
+    tokens: int
+    ttft_ms: float | None
+    duration_ms: float
+    cold: bool | None
+
+
 @attrs.define(eq=False)
 class DegradeFigures:
     """The level of degradation, since when (engine clock), and per level how often it was entered and for how long."""
@@ -84,17 +104,21 @@ class Telemetry:
     lateness_ms: deque[float] = attrs.field(factory=_recent)
     frame_ms: deque[float] = attrs.field(factory=_recent)
     degrade: DegradeFigures = attrs.field(factory=DegradeFigures)
+    also: Callable[[MappedSignal], None] = lambda _: None  # hears every signal too; quick, and never raises
     sessions_total: int = 0
     ended: dict[str, int] = attrs.field(factory=dict)  # by reason
     _ticks_us: deque[int] = attrs.field(factory=lambda: deque(maxlen=RECENT_MAX))
-    _running: dict[str, tuple[str, ...]] = attrs.field(factory=dict)
-    _eu_micro: dict[str, int] = attrs.field(factory=dict)  # of running sessions
+    _running: dict[str, tuple[StreamRef, ...]] = attrs.field(factory=dict)
+    _eu_micro: dict[str, int] = attrs.field(factory=dict)  # of running streams
+    _started: dict[str, bool | None] = attrs.field(factory=dict)  # members of councils: whether their model was cold
+    councils: dict[str, EnsembleReading | None] = attrs.field(factory=dict)  # of running councils, as last measured
 
     def observe(self, signal: MappedSignal) -> None:
+        self.also(signal)
         match signal:
             case SessionOpened():
                 self.sessions_total += 1
-                self._running[signal.session_id] = tuple(ref.model for ref in signal.streams)
+                self._running[signal.session_id] = signal.streams
                 for ref in signal.streams:
                     figures = self._figures(ref.model)
                     figures.active_sessions += 1
@@ -103,12 +127,26 @@ class Telemetry:
                 figures = self._figures(signal.stream.model)
                 figures.total_tokens += len(signal.samples)
                 earned = sum(sample.eu_micro for sample in signal.samples)
-                session_id = signal.stream.session_id
-                if session_id in self._running:
-                    self._eu_micro[session_id] = self._eu_micro.get(session_id, 0) + earned
+                ref = signal.stream
+                if ref.session_id in self._running:
+                    self._eu_micro[ref.stream_id] = self._eu_micro.get(ref.stream_id, 0) + earned
                 figures.tps_current = signal.state.tps
+            case CouncilFormed():
+                self.councils[signal.session_id] = None
+            case MemberStarted():
+                self._started[signal.stream.stream_id] = signal.cold
+            case MemberEnded(stream=ref) if ref.session_id in self._running:
+                cold = self._started.pop(ref.stream_id, None)
+                self._measured(ref, _Course(signal.tokens, signal.ttft_ms, signal.duration_ms, cold))
             case SessionClosed():
                 self._close(signal)
+
+    def show(self, events: Iterable[Event]) -> None:
+        """The events of a frame: what councils measure is made when frames are."""
+        if self.councils:
+            for event in events:
+                if isinstance(event.payload, EnergyUpdatePayload) and event.session_id in self.councils:
+                    self.councils[event.session_id] = event.payload.ensemble
 
     def tick(self, deadline_us: int, lateness_ms: float, frame_ms: float, busy: bool) -> None:
         """Lateness counts only while frames are due at full rate."""
@@ -136,19 +174,29 @@ class Telemetry:
         if closed.session_id not in self._running:
             return  # told again after a crash, and counted already
         self.ended[closed.reason] = self.ended.get(closed.reason, 0) + 1
-        earned = self._eu_micro.pop(closed.session_id, 0)
-        for model in self._running.pop(closed.session_id):
-            figures = self._figures(model)
+        council = closed.session_id in self.councils
+        self.councils.pop(closed.session_id, None)
+        for ref in self._running.pop(closed.session_id):
+            if not council:  # else each member was measured when it ended
+                self._measured(ref, _Course(closed.tokens, closed.ttft_ms, closed.duration_ms, closed.cold))
+            self._started.pop(ref.stream_id, None)
+            self._eu_micro.pop(ref.stream_id, None)
+            figures = self._figures(ref.model)
             figures.active_sessions -= 1
             figures.tps_current = None
-            if closed.ttft_ms is None:
-                continue
-            figures.ttft_ms.append(closed.ttft_ms)
-            if closed.cold:
-                figures.ttft_cold_ms = closed.ttft_ms
-            elif closed.cold is False:  # null: nobody can tell
-                figures.ttft_warm_ms = closed.ttft_ms
-            if closed.tokens >= 2:
-                figures.eu_micro += earned
-                figures.streamed_tokens += closed.tokens - 1
-                figures.streamed_ms += closed.duration_ms - closed.ttft_ms
+
+    def _measured(self, ref: StreamRef, course: _Course) -> None:
+        """A stream that has ended, or gave something before it was stopped."""
+        earned = self._eu_micro.pop(ref.stream_id, 0)
+        if course.ttft_ms is None:
+            return
+        figures = self._figures(ref.model)
+        figures.ttft_ms.append(course.ttft_ms)
+        if course.cold:
+            figures.ttft_cold_ms = course.ttft_ms
+        elif course.cold is False:  # null: nobody can tell
+            figures.ttft_warm_ms = course.ttft_ms
+        if course.tokens >= 2:
+            figures.eu_micro += earned
+            figures.streamed_tokens += course.tokens - 1
+            figures.streamed_ms += course.duration_ms - course.ttft_ms

@@ -29,6 +29,8 @@ _PRODUCT: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,63}(?=[/\s(;]|$)")
 
 # The agent on whose behalf the request at hand is made; the tasks it starts inherit it.
 AGENT: Final[ContextVar[str | None]] = ContextVar("wf_agent", default=None)
+# Why another model answers it than the one that was asked for first, where somebody chose so before the session.
+FALLBACK: Final[ContextVar[str | None]] = ContextVar("wf_fallback", default=None)
 
 
 def agent_of(named: str, user_agent: str) -> str | None:

@@ -24,7 +24,7 @@ def said(text, after_s=0.05, logprob=-0.5):
 
 
 def scripted(clock, default=None, **scripts):
-    return ScriptedRuntime(clock, default or words(5), models=("a", "b", "c", "d", "e", "f"), scripts=scripts)
+    return ScriptedRuntime(clock, default or words(5), models=("a", "b", "c", "d", "e", "f"), by_model=scripts)
 
 
 def runtime(default=None, **scripts):
@@ -179,8 +179,8 @@ async def test_each_method_chooses_in_its_way(autojump_clock, method, chosen):
         (synthesis,) = payloads(client, "council.synthesis")
         assert (synthesis["model"], synthesis["method"]) == (chosen, method)
         assert text == "".join(step.text for step in scripts[chosen] if isinstance(step, Say))
-        assert item.end.report["chosen"] == chosen
-        assert {each["model"] for each in item.end.report["members"]} == {"a", "b", "c"}
+        assert item.end.report.chosen == chosen
+        assert {each.model for each in item.end.report.members} == {"a", "b", "c"}
 
 
 async def test_the_first_to_speak_is_sent_on_as_it_comes(autojump_clock):
@@ -321,3 +321,18 @@ async def test_frames_go_on_rising_and_each_session_ends_once(autojump_clock):
         assert all(before < after for before, after in itertools.pairwise(numbers))
         ended = [event["session_id"] for event in client.events("experience.session_end")]
         assert sorted(ended) == sorted(session.id for session in sessions)
+
+
+async def test_each_members_figures_are_its_own(autojump_clock):
+    async with running_slice(runtime(words(20, 0.02), b=words(6, 0.5)), council()) as s:
+        session = start(s)
+        await trio.sleep(0.3)
+        assert list(s.core.telemetry.councils) == [session.id]
+        assert s.core.telemetry.councils[session.id].di is not None
+        await finished(s, session)
+        figures = s.core.telemetry.models
+        assert {name: f.ttft_cold_ms for name, f in figures.items()} == {"a": 20.0, "b": 500.0, "c": 20.0}
+        assert figures["a"].tps_average == pytest.approx(50)
+        assert figures["b"].tps_average == pytest.approx(2)
+        assert [f.active_sessions for f in figures.values()] == [0, 0, 0]
+        assert s.core.telemetry.councils == {}

@@ -56,7 +56,7 @@ async def test_a_mapper_crash_ends_running_sessions_and_the_next_one_is_whole(au
 
 async def test_a_composer_crash_ends_running_sessions_and_frame_numbers_still_rise(autojump_clock, monkeypatch):
     poison = Poison(frames.FrameState.compose, 60)
-    monkeypatch.setattr(frames.FrameState, "compose", lambda state, *args: poison(state, *args))
+    monkeypatch.setattr(frames.FrameState, "compose", lambda state, *args, **more: poison(state, *args, **more))
     async with running_slice(long) as s:
         client = s.client()
         first = s.start()
@@ -124,11 +124,11 @@ async def test_a_mapper_that_always_crashes_gives_up(autojump_clock, monkeypatch
 async def test_an_end_that_was_on_its_way_through_a_crashing_stage_is_told_again(autojump_clock, monkeypatch):
     real, poisoned = frames.FrameState.compose, []
 
-    def once_at_the_end(state, *args):
+    def once_at_the_end(state, *args, **more):
         if not poisoned and any(session.closed for session in state.sessions.values()):
             poisoned.append(1)
             raise RuntimeError("poison")
-        return real(state, *args)
+        return real(state, *args, **more)
 
     monkeypatch.setattr(frames.FrameState, "compose", once_at_the_end)
     async with running_slice(lambda clock: ScriptedRuntime(clock, words(5))) as s:

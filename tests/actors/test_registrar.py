@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import trio
 
-from actors.registrar import BACKOFF_MAX_S, BACKOFF_S, OwnRegistry, Registrar
+from actors.registrar import BACKOFF_MAX_S, BACKOFF_S, OwnAgent, OwnRegistry, Registrar
 from actors.registry import EXPIRY_S, HEARTBEAT_S
 from engine.domain.agents import AgentCard
 from engine.domain.errors import NotFound, RuntimeUnavailable
@@ -22,18 +22,18 @@ class OddRegistry:
     agents: dict[str, AgentCard] = attrs.field(factory=dict)
     calls: list[tuple[float, str]] = attrs.field(factory=list)
 
-    async def register(self, card: AgentCard) -> None:
+    async def register(self, agent: OwnAgent) -> None:
         await self._called("register")
-        self.agents[card.agent_id] = card
+        self.agents[agent.agent_id] = agent.card()
 
-    async def heartbeat(self, agent_id: str) -> None:
+    async def heartbeat(self, agent: OwnAgent) -> None:
         await self._called("heartbeat")
-        if agent_id not in self.agents:
+        if agent.agent_id not in self.agents:
             raise NotFound("no such agent")
 
-    async def deregister(self, agent_id: str) -> None:
+    async def deregister(self, agent: OwnAgent) -> None:
         await self._called("deregister")
-        del self.agents[agent_id]
+        del self.agents[agent.agent_id]
 
     async def _called(self, what: str) -> None:
         await trio.lowlevel.checkpoint()
@@ -44,11 +44,15 @@ class OddRegistry:
             raise RuntimeUnavailable("nothing listens there")
 
 
+def ours(agent_id: str) -> OwnAgent:
+    return OwnAgent(agent_id, lambda: card(agent_id), lambda: "healthy")
+
+
 async def test_registered_at_start_kept_alive_and_gone_at_stop(autojump_clock):
     store = ListedAgents()
     async with running(store) as handle:
         async with trio.open_nursery() as nursery:
-            await nursery.start(Registrar(OwnRegistry(handle), [card("one"), card("two")]).run)
+            await nursery.start(Registrar(OwnRegistry(handle), [ours("one"), ours("two")]).run)
             await trio.sleep(10 * EXPIRY_S)
             assert sorted(e.card.agent_id for e in await handle.discover()) == ["one", "two"]
             assert all(e.own for e in await handle.discover())
@@ -61,7 +65,7 @@ async def test_a_registry_that_does_not_answer_is_asked_less_and_less_often(auto
     odd = OddRegistry(up=False)
     start = trio.current_time()
     async with trio.open_nursery() as nursery:
-        registrar = Registrar(odd, [card("one")])
+        registrar = Registrar(odd, [ours("one")])
         await nursery.start(registrar.run)
         await trio.sleep(300)
         gaps = [round(b - a, 3) for (a, _), (b, _) in zip(odd.calls, odd.calls[1:], strict=False)]
@@ -79,7 +83,7 @@ async def test_a_registry_that_does_not_answer_is_asked_less_and_less_often(auto
 async def test_forgotten_there_it_registers_anew(autojump_clock):
     odd = OddRegistry()
     async with trio.open_nursery() as nursery:
-        await nursery.start(Registrar(odd, [card("one")]).run)
+        await nursery.start(Registrar(odd, [ours("one")]).run)
         await trio.sleep(1)
         odd.agents.clear()
         await trio.sleep(HEARTBEAT_S)
@@ -91,7 +95,7 @@ async def test_forgotten_there_it_registers_anew(autojump_clock):
 async def test_a_registry_that_hangs_does_not_hold_up_the_stop(autojump_clock):
     odd = OddRegistry()
     async with trio.open_nursery() as nursery:
-        await nursery.start(Registrar(odd, [card("one"), card("two")]).run)
+        await nursery.start(Registrar(odd, [ours("one"), ours("two")]).run)
         await trio.sleep(1)
         odd.mute = True
         before_s = trio.current_time()
@@ -102,7 +106,25 @@ async def test_a_registry_that_hangs_does_not_hold_up_the_stop(autojump_clock):
 async def test_what_was_never_registered_is_not_deregistered(autojump_clock):
     odd = OddRegistry(up=False)
     async with trio.open_nursery() as nursery:
-        await nursery.start(Registrar(odd, [card("one")]).run)
+        await nursery.start(Registrar(odd, [ours("one")]).run)
         await trio.sleep(1.5)
         nursery.cancel_scope.cancel()
     assert {what for _, what in odd.calls} == {"register"}
+
+
+async def test_a_heartbeat_brings_what_changed(autojump_clock):
+    model, status = ["small"], ["healthy"]
+
+    def now() -> AgentCard:
+        return attrs.evolve(card("one"), metadata={"model": model[-1]})
+
+    async with running(ListedAgents()) as handle, trio.open_nursery() as nursery:
+        await nursery.start(Registrar(OwnRegistry(handle), [OwnAgent("one", now, lambda: status[-1])]).run)
+        await trio.sleep(1)
+        model.append("big")
+        status.append("unhealthy")
+        await trio.sleep(HEARTBEAT_S)
+        (entry,) = await handle.discover()
+        assert (entry.card.model, entry.status, entry.own) == ("big", "unhealthy", True)
+        assert handle.registry.counters.registered == 1
+        nursery.cancel_scope.cancel()

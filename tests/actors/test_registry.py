@@ -22,6 +22,8 @@ from engine.domain.errors import InvalidRequest, NotFound, Overloaded, SessionCo
 from engine.store import Database
 from tests.fakes.stores import ListedAgents
 
+# A clock that jumps when all tasks wait does so while a thread works for one of them too. So what asks the database
+# beside the registry runs in real time, and waits for nothing but answers.
 EPOCH_S = 1_795_169_209.0
 
 
@@ -143,7 +145,7 @@ async def test_expiry_needs_nobody_to_ask(autojump_clock):
         assert handle.registry.agents == {}
 
 
-async def test_what_is_answered_is_written_down_and_read_back(autojump_clock, tmp_path):
+async def test_what_is_answered_is_written_down_and_read_back(tmp_path):
     database = Database(tmp_path / "usage.db")
     async with running(SqliteAgents(database)) as handle:
         entry = await handle.register(card("one", "a", "b"))
@@ -151,7 +153,7 @@ async def test_what_is_answered_is_written_down_and_read_back(autojump_clock, tm
     assert kept == (entry,) == (AgentEntry(card("one", "a", "b"), "healthy", entry.registered_s, entry.seen_s),)
 
 
-async def test_a_row_that_makes_no_sense_is_left_out(autojump_clock, caplog):
+async def test_a_row_that_makes_no_sense_is_left_out(caplog):
     database = Database()
     store = SqliteAgents(database)
     await store.save([AgentEntry(card(), "healthy", 1.0, 1.0)], [])
@@ -199,7 +201,7 @@ async def test_only_agents_of_this_machine_are_registered(autojump_clock, endpoi
             assert (await handle.register(card(endpoint=endpoint))).card.endpoint == endpoint
 
 
-async def test_the_engines_own_services_are_changed_by_the_engine_alone(autojump_clock):
+async def test_the_engines_own_services_are_changed_by_the_engine_alone():
     async with running(SqliteAgents(database := Database())) as handle:
         await handle.register(card("one"))
         await handle.register(card("one", endpoint="http://localhost:8050"), own=True)

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from contextvars import copy_context
 
+import pytest
+
 from actors import usage_feed
 from actors.kernel import mailbox
-from actors.ledger import LedgerMessage
+from actors.ledger import LedgerHandle, LedgerMessage, UsageLedger
 from actors.usage_feed import UsageFeed
+from engine.domain.council import MemberEnded
 from engine.domain.energy import EnergyMeter
+from engine.domain.errors import Overloaded
 from engine.domain.events import SampleBatch, SessionClosed, SessionOpened, StreamRef
 from engine.domain.generation import EndReason, Origin, Parameters, Token, TokenKind
-from engine.domain.usage import AGENT, UsageRecord
+from engine.domain.usage import AGENT, FALLBACK, UsageRecord
 from tests.domain.strategies import PARAMS
+from tests.fakes.stores import ListedUsage
 
 PLACES = {"a": ("ollama", True), "far": ("openai", False)}
 
@@ -33,7 +38,8 @@ def closed(session_id: str, **more) -> SessionClosed:
 class Feed:
     def __init__(self, room: int = 16) -> None:
         self.outlet, self.inlet = mailbox[LedgerMessage]("ledger", room)
-        self.feed = UsageFeed(self.outlet, PLACES.get, lambda: 1_795_169_209.5)
+        self.ledger = LedgerHandle(UsageLedger(self.inlet, ListedUsage()), self.outlet)
+        self.feed = UsageFeed(self.ledger, PLACES.get, lambda: 1_795_169_209.5)
 
     def told(self) -> list[UsageRecord]:
         found = []
@@ -106,6 +112,42 @@ async def test_a_council_counts_each_model_by_its_own_tokens():
     one, two = feed.told()
     assert (one.model, one.tokens_out, two.model, two.tokens_out) == ("a", 2, "far", 3)
     assert (one.tokens_in, one.ttft_ms, one.duration_ms) == (None, None, None)
+
+
+async def test_a_member_counts_as_it_ended_and_one_that_was_never_asked_does_not():
+    feed = Feed()
+    council = opened("1", "a", "far", "judge")
+    feed.feed.observe(council)
+    end = MemberEnded(council.streams[0], 5, EndReason.ABORTED, 7, 30.0, 400.0, cut="the others agree")
+    feed.feed.observe(end)
+    feed.feed.observe(closed("1"))
+    (record,) = feed.told()
+    assert (record.model, record.tokens_out, record.ttft_ms, record.duration_ms) == ("a", 7, 30.0, 400.0)
+    assert record.reason == "aborted"
+
+
+async def test_why_another_model_answers_is_kept():
+    feed = Feed()
+
+    def named() -> str:
+        FALLBACK.set("llama3.1:8b is not here; a answers in its place")
+        return feed.feed.new_session_id()
+
+    session_id = copy_context().run(named)
+    feed.feed.observe(opened(session_id, "a"))
+    feed.feed.observe(closed(session_id))
+    (record,) = feed.told()
+    assert (record.agent, record.fallback) == ("ollama", "llama3.1:8b is not here; a answers in its place")
+
+
+async def test_after_the_end_of_the_ledger_nothing_breaks():
+    feed = Feed()
+    feed.feed.observe(opened("1", "a"))
+    feed.ledger.close()
+    feed.feed.observe(closed("1"))
+    assert feed.ledger.refused == 1
+    with pytest.raises(Overloaded):
+        await feed.ledger.report("agent")
 
 
 async def test_a_full_ledger_holds_nobody_up():

@@ -32,8 +32,14 @@ def run(page: Page, model: str, max_tokens: int) -> None:
     expect(page.locator("#meta")).to_contain_text(accepted.value.json()["session_id"][:8])
 
 
+def show_models(page: Page) -> None:
+    """The list of models beside the stream, which a wide window shows by itself."""
+    if not page.locator("#models[open]").count():
+        page.click("#models summary")
+
+
 def ended(page: Page) -> None:
-    expect(page.locator("#state")).to_have_text("DRAINED", timeout=30_000)
+    expect(page.locator(".lane .state")).to_have_text("DRAINED", timeout=30_000)
 
 
 def until(page: Page, condition: str) -> None:

@@ -26,7 +26,7 @@ def broken_once(page: Page, links: list[WebSocketRoute]) -> None:
     assert len(links) == 2
     expect(page.locator("#connection")).to_have_text("connected")
     assert report(page)["tokens"] == WORDS
-    assert len((page.locator("#text").text_content() or "").split()) == WORDS
+    assert len((page.locator(".lane .text").text_content() or "").split()) == WORDS
 
 
 def test_after_a_break_the_missed_frames_are_asked_for(blank: Page) -> None:
@@ -93,7 +93,7 @@ def test_what_comes_twice_is_taken_once(page: Page) -> None:
             for (let n = from; n < to; n += 1) list.push(token(n));
             return { type: "experience.token", session_id: "s", payload: { stream_id: "t", model: "m", tokens: list } };
           };
-          const text = () => store.sessions.get("s").segments.map(s => s.text).join("");
+          const text = () => store.sessions.get("s").streams[0].segments.map(s => s.text).join("");
           say(1, { type: "experience.session_start", session_id: "s", payload: start }, tokens(0, 3));
           say(1, tokens(3, 9)); // a frame that was seen
           say(2, tokens(1, 4)); // tokens that were seen, and one that was not

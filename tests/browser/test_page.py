@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -11,24 +10,11 @@ from playwright.sync_api import Page, WebSocketRoute, expect
 
 from tests.browser.acts import ask, ended, post, report, run, until
 from tests.browser.conftest import Address, Watch
+from tests.browser.scripted import FIRST_FRAME, PARAMS, frame, peer
 
 pytestmark = pytest.mark.browser
 
 HOSTILE = '<img src=x onerror="window.pwned=1"></script>\x1b[31m\u202eevil\u2066 \ud83d\udc69 \x00\x85 end'
-PARAMS = {
-    "tier": "mid",
-    "window_ms": 1000.0,
-    "tps_max": 20.0,
-    "stall_ms": 400.0,
-    "ceil_ms": 1500.0,
-    "alpha": 0.35,
-    "weight_velocity": 0.5,
-    "weight_certainty": 0.3,
-    "weight_flow": 0.2,
-    "weight_velocity_no_logprobs": 0.7,
-    "weight_flow_no_logprobs": 0.3,
-    "half_life_ms": 700.0,
-}
 
 
 def in_module(page: Page, module: str, expression: str, argument: Any = None) -> Any:
@@ -53,8 +39,8 @@ def test_shell_lists_models_and_says_which_are_demonstrations(page: Page) -> Non
 
 def test_idle_shows_no_number_that_was_not_measured(blank: Page) -> None:
     scripted(blank)
-    expect(blank.locator("#state")).to_have_text("IDLE")
-    expect(blank.locator("#waiting")).to_contain_text("Nothing is running")
+    expect(blank.locator(".lane .state")).to_have_text("IDLE")
+    expect(blank.locator(".lane .waiting")).to_contain_text("Nothing is running")
     assert set(blank.locator("#numbers dd > span:first-child").all_text_contents()) == {"—"}
     assert report(blank)["lastEnergy"] is None
 
@@ -64,9 +50,10 @@ def test_idle_shows_no_number_that_was_not_measured(blank: Page) -> None:
 
 def test_every_token_is_one_strike_and_the_numbers_are_the_last_frames(page: Page, watch: Watch) -> None:
     run(page, "synthetic/steady", max_tokens=40)
-    expect(page.locator("#text")).to_contain_text("SYNTHETIC")
+    expect(page.locator(".lane .text")).to_contain_text("SYNTHETIC")
     page.set_viewport_size({"width": 1300, "height": 800})  # painting all again must not count twice, nor miss one
     page.locator("body").press("t")
+    page.locator("body").press("e")
     ended(page)
     until(page, "window.__wf.strikes === window.__wf.tokens")
     assert report(page)["tokens"] == 40
@@ -76,6 +63,7 @@ def test_every_token_is_one_strike_and_the_numbers_are_the_last_frames(page: Pag
     expect(page.locator("#n-certainty")).to_have_text(f"{stream['certainty']:.3f}")
     expect(page.locator("#n-entropy")).to_have_text(f"{stream['entropy_bits']:.2f}")
     assert abs(report(page)["lastEnergy"] - stream["energy"]) < 1e-12
+    expect(page.locator("#evidence-formula")).to_contain_text("✓")
     formula = page.locator("#evidence-formula").text_content() or ""
     assert formula.count("✓") == 2, formula  # E_base and E, both recomputed from the raw values
     assert "differs" not in formula
@@ -91,7 +79,7 @@ def test_the_built_in_model_streams_text_with_log_probabilities(page: Page, watc
         if event["type"] == "experience.token"
         for token in event["payload"]["tokens"]
     ]
-    assert page.locator("#text").text_content() == in_module(page, "text.js", "m.visible(a)", "".join(texts))
+    assert page.locator(".lane .text").text_content() == in_module(page, "text.js", "m.visible(a)", "".join(texts))
     expect(page.locator("#n-certainty")).not_to_have_text("—")
     expect(page.locator("#n-ttft")).not_to_have_text("—")
 
@@ -109,7 +97,7 @@ def test_stop_is_green_only_after_the_session_ended(page: Page, watch: Watch) ->
     wording = f"{latency:.1f}" if latency < 10 else str(int(latency + 0.5))
     tokens = end["totals"]["tokens"]
     expect(page.locator("#outcome")).to_contain_text(f"Stopped in {wording} ms · {tokens} token")
-    assert (page.locator("#text").text_content() or "").startswith("SYNTHETIC")  # what came stays
+    assert (page.locator(".lane .text").text_content() or "").startswith("SYNTHETIC")  # what came stays
     expect(page.locator("#stop")).to_be_disabled()
 
 
@@ -119,17 +107,17 @@ def test_synthetic_is_said_as_long_as_it_is_shown(page: Page) -> None:
     ended(page)
     expect(page.locator("#synthetic")).to_be_visible()
     run(page, "embedded/lexicon", max_tokens=5)
-    expect(page.locator("#model-name")).to_have_text("embedded/lexicon")
+    expect(page.locator(".lane .model-name")).to_have_text("embedded/lexicon")
     expect(page.locator("#synthetic")).to_be_hidden()
 
 
 def test_a_stall_is_seen_as_a_stall(page: Page) -> None:
     run(page, "synthetic/stalling", max_tokens=22)
-    expect(page.locator("#state")).to_have_text("STALLING", timeout=20_000)
-    expect(page.locator("#stall")).to_contain_text("silence")
+    expect(page.locator(".lane .state")).to_have_text("STALLING", timeout=20_000)
+    expect(page.locator(".lane .stall-note")).to_contain_text("silence")
     assert _reddish_pixels(page) > 200  # the hatch
     ended(page)
-    expect(page.locator("#stall")).to_have_text("")
+    expect(page.locator(".lane .stall-note")).to_have_text("")
 
 
 def _reddish_pixels(page: Page) -> int:
@@ -156,6 +144,7 @@ def test_without_log_probabilities_it_says_so(page: Page) -> None:
     unknown = "Probability of the tokens: unknown"
     expect(page.locator("#field")).to_have_attribute("title", re.compile(unknown))
     expect(page.locator("#field")).to_have_attribute("aria-label", re.compile(unknown))
+    page.click("#evidence-toggle")
     expect(page.locator("#evidence-formula")).to_contain_text(".7·v + .3·f")
     expect(page.locator("#evidence-formula")).not_to_contain_text("differs")
 
@@ -186,16 +175,7 @@ def test_no_engine_means_a_visible_wait(blank: Page) -> None:
 
 def scripted(page: Page, *events: dict[str, Any]) -> None:
     """Opens the page on a peer that says hello, an empty snapshot, and then one frame with `events`."""
-
-    def speak(link: WebSocketRoute) -> None:
-        system = [
-            {"type": "system.hello", "session_id": None, "payload": {"boot": "b", "version": "0.1.0"}},
-            {"type": "system.state_snapshot", "session_id": None, "payload": {"sessions": []}},
-        ]
-        link.send(json.dumps({"v": "1.0", "frame": None, "mono_ms": 0, "perf": None, "events": system}))
-        link.send(json.dumps({"v": "1.0", "frame": 7, "mono_ms": 100.0, "perf": None, "events": list(events)}))
-
-    page.route_web_socket("**/ws", speak)
+    peer(page, [frame(FIRST_FRAME, *events)])
     page.goto("/")
 
 
@@ -217,26 +197,26 @@ def spoken(*texts: str) -> dict[str, Any]:
 
 def test_hostile_text_is_only_text(blank: Page) -> None:
     scripted(blank, started("<b>m</b>"), spoken(HOSTILE, "y" * 5000))
-    expect(blank.locator("#text")).to_contain_text("<img src=x onerror=")
-    text = blank.locator("#text").text_content() or ""
+    expect(blank.locator(".lane .text")).to_contain_text("<img src=x onerror=")
+    text = blank.locator(".lane .text").text_content() or ""
     assert "␛[31m‹U+202E›evil‹U+2066›" in text
     assert "␀‹U+0085› end" in text
     assert text.endswith("y" * 5000)
     assert blank.evaluate("window.pwned") is None
-    assert blank.locator("#text img, #text script").count() == 0
-    expect(blank.locator("#model-name")).to_have_text("<b>m</b>")
-    sizes = blank.evaluate("[...document.querySelectorAll('#text > div')].map(block => block.textContent.length)")
-    assert max(sizes) <= 800
-    assert len(sizes) > 6
+    assert blank.locator(".lane .text img, .lane .text script").count() == 0
+    expect(blank.locator(".lane .model-name")).to_have_text("<b>m</b>")
+    sizes = blank.evaluate("[...document.querySelectorAll('.lane .text > div')].map(block => block.textContent.length)")
+    assert max(sizes) <= 2_400
+    assert len(sizes) > 2
 
 
 def test_a_failed_session_shows_code_and_message(blank: Page) -> None:
     error = {"code": "UPSTREAM_TRUNCATED", "message": "the runtime broke off", "retryable": True, "details": {}}
     end = event("experience.session_end", reason="error", error=error, totals={"tokens": 1}, duration_ms=10)
     scripted(blank, started("m"), spoken("half"), end | {"payload": end["payload"] | {"ttft_ms": 1.0}})
-    expect(blank.locator("#error")).to_contain_text("UPSTREAM_TRUNCATED")
-    expect(blank.locator("#error")).to_contain_text("the runtime broke off")
-    expect(blank.locator("#text")).to_have_text("half")
+    expect(blank.locator(".lane .error")).to_contain_text("UPSTREAM_TRUNCATED")
+    expect(blank.locator(".lane .error")).to_contain_text("the runtime broke off")
+    expect(blank.locator(".lane .text")).to_have_text("half")
     expect(blank.locator("#outcome")).to_have_class("mono bad")
 
 
@@ -244,7 +224,7 @@ def test_loading_and_waiting_are_told_apart(blank: Page) -> None:
     loading = event("experience.model", model="m", state="loading", progress=0.62, position=None, reason=None)
     scripted(blank, started("m"), loading)
     expect(blank.locator("#loading-text")).to_contain_text("loading · 62 %")
-    expect(blank.locator("#waiting")).to_contain_text("loading m · ")
+    expect(blank.locator(".lane .waiting")).to_contain_text("loading m · ")
 
 
 def test_a_refused_prompt_says_why_and_keeps_the_prompt(page: Page, watch: Watch) -> None:
@@ -260,7 +240,7 @@ def test_a_refused_prompt_says_why_and_keeps_the_prompt(page: Page, watch: Watch
 def test_no_models_is_a_sentence_not_a_blank(blank: Page) -> None:
     blank.route("**/models", lambda route: route.fulfill(json={"models": []}))
     scripted(blank)
-    expect(blank.locator("#waiting")).to_contain_text("No model found")
+    expect(blank.locator(".lane .waiting")).to_contain_text("No model found")
     expect(blank.locator("#run")).to_be_disabled()
 
 
@@ -286,7 +266,7 @@ def test_keys_work_outside_of_fields_only(page: Page) -> None:
 
 
 def test_streaming_text_is_not_a_live_region(page: Page) -> None:
-    expect(page.locator("#text")).to_have_attribute("aria-live", "off")
+    expect(page.locator(".lane .text")).to_have_attribute("aria-live", "off")
     assert page.locator("[role=status]").count() == 1
     run(page, "synthetic/steady", max_tokens=5)
     expect(page.locator("#announcer")).to_contain_text("synthetic/steady", timeout=10_000)
@@ -325,7 +305,8 @@ def test_every_text_colour_has_contrast_on_every_ground(page: Page, theme: str) 
           };
           const ratio = (a, b) => (Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05);
           const pairs = [["danger", "danger-bg"], ["text", "danger-bg"]];
-          for (const ink of ["text", "muted", "m1", "gold", "danger", "ok"])
+          const inks = ["text", "muted", "m1", "m2", "m3", "m4", "m5", "m6", "ens", "gold", "violet", "danger", "ok"];
+          for (const ink of inks)
             for (const ground of ["bg", "panel", "raised"]) pairs.push([ink, ground]);
           return Object.fromEntries(pairs.map(([a, b]) => [`${a} on ${b}`, ratio(light(a), light(b))]));
         }""",
@@ -372,7 +353,7 @@ def test_missed_frames_are_blank_columns_and_memory_is_bounded(page: Page) -> No
     found = page.evaluate(
         """async () => {
           const { Store } = await import("/static/store.js");
-          const { COLUMNS } = await import("/static/session.js");
+          const { COLUMNS } = await import("/static/columns.js");
           const store = new Store();
           const reading = { stream_id: "t", energy: 0.5, stall: false, silence_ms: 1, tokens: 0, state: "FLOWING" };
           const energy = { eu_total: 0, eu_rate: 0, streams: [reading] };
@@ -387,13 +368,16 @@ def test_missed_frames_are_blank_columns_and_memory_is_bounded(page: Page) -> No
           };
           [1, 2, 6].forEach(n => frame(n));
           const session = store.sessions.get("s");
-          const shape = [...session.columns.energy.slice(0, 6)].map(e => (Number.isNaN(e) ? null : e));
-          const strikes = session.columns.strikes.slice(0, 6).map(s => s?.length ?? 0);
+          const [stream] = session.streams;
+          const { columns } = stream;
+          const shape = [...columns.energy.slice(0, 6)].map(e => (Number.isNaN(e) ? null : e));
+          const strikes = columns.strikes.slice(0, 6).map(s => s?.length ?? 0);
           for (let n = 7; n < 5000; n += 1) frame(n);
           for (let n = 5000; n < 5300; n += 1) frame(n, `other-${n}`);
-          const kept = session.segments.reduce((sum, s) => sum + s.text.length, 0);
-          const ring = session.columns.energy.length === COLUMNS;
-          return { shape, strikes, gaps: store.gaps, sessions: store.sessions.size, ring, kept, chars: session.chars };
+          const kept = session.streams[0].segments.reduce((sum, s) => sum + s.text.length, 0);
+          const ring = columns.energy.length === COLUMNS;
+          const { chars } = stream;
+          return { shape, strikes, gaps: store.gaps, sessions: store.sessions.size, ring, kept, chars };
         }"""
     )
     assert found["shape"] == [0.5, 0.5, None, None, None, 0.5]
@@ -427,8 +411,8 @@ def test_the_session_followed_is_the_one_that_began_last(page: Page) -> None:
 
 def test_a_token_has_the_same_shape_whenever_it_is_drawn(page: Page) -> None:
     shape = "[m.jagged(0, 0, 0, 100, a, 7, 5), m.jagged(0, 0, 0, 100, a, 7, 5)]"
-    once, again = in_module(page, "field.js", shape, 6)
+    once, again = in_module(page, "shapes.js", shape, 6)
     assert once == again
     assert len(once) == 2 * 33
     assert max(abs(x) for x in once[::2]) <= 6 / 2 / (1 - 0.56)
-    assert in_module(page, "field.js", shape, 0)[0][::2] == [0] * 33
+    assert in_module(page, "shapes.js", shape, 0)[0][::2] == [0] * 33

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.browser.acts import ask, ended, free_port, post, run
+from tests.browser.acts import ask, ended, free_port, post, run, show_models
 from tests.browser.conftest import Address, serving
 from tests.browser.small_ollama import WATCHDOG_S, SmallOllama, small_ollama
 from tests.fakes.fake_ollama import Behaviour, FakeOllama
@@ -117,7 +117,7 @@ def test_who_may_connect_and_where_prompts_go_is_told(blank: Page) -> None:
     expect(blank.locator("#remote")).to_contain_text("Other machines may connect")
     expect(blank.locator("#away")).to_contain_text("Prompts for synthetic leave this machine")
     expect(blank.locator("#local-status")).to_have_text("Not only local: synthetic")
-    blank.click("#models summary")
+    show_models(blank)
     marked = blank.locator("#model-list li", has=blank.locator(".away"))
     expect(marked.first).to_contain_text("synthetic/")
     expect(blank.locator("#model-list li", has_text="embedded/lexicon").locator(".away")).to_have_count(0)
@@ -156,7 +156,7 @@ def test_the_offered_model_is_downloaded_and_can_be_asked(page: Page, ollama: Sm
     expect(page.locator("#model")).to_have_value(MODEL)
     expect(page.locator("#announcer")).to_contain_text("ready", timeout=15_000)
     ask(page, MODEL)
-    expect(page.locator("#text")).to_have_text("Yes, it is.")
+    expect(page.locator(".lane .text")).to_have_text("Yes, it is.")
     expect(page.locator("#outcome")).to_contain_text("loaded again in 260 ms")
     expect(page.locator("#model-news")).to_contain_text(f"{MODEL}: ready, loaded again in 260 ms")
 
@@ -182,7 +182,7 @@ def test_cancel_stops_the_download_and_go_on_takes_it_up(page: Page, ollama: Sma
 
 
 def test_a_failed_download_says_why(page: Page, ollama: SmallOllama) -> None:
-    page.click("#models summary")
+    show_models(page)
     page.fill("#download-name", "no such name")
     page.press("#download-name", "Enter")
     expect(page.locator("#downloads")).to_be_hidden()  # not a model's name: the field says so

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.acts import free_port, run
+from tests.browser.acts import free_port, run, show_models
 from tests.browser.conftest import Address, serving
 
 pytestmark = pytest.mark.browser
@@ -50,10 +50,10 @@ def stop(page: Page) -> None:
 
 def test_a_model_on_its_way_into_memory_is_waited_for(page: Page) -> None:
     run(page, "mock:slow-load", max_tokens=2)
-    expect(page.locator("#waiting")).to_contain_text(re.compile(r"loading mock:slow-load · \d+\.\d\d s"))
-    expect(page.locator("#waiting")).to_contain_text("It is being brought into memory. Stop (Esc) gives up")
+    expect(page.locator(".lane .waiting")).to_contain_text(re.compile(r"loading mock:slow-load · \d+\.\d\d s"))
+    expect(page.locator(".lane .waiting")).to_contain_text("It is being brought into memory. Stop (Esc) gives up")
     expect(page.locator("#loading-text")).to_contain_text("loading")
-    page.click("#models summary")
+    show_models(page)
     row = page.locator("#model-list li", has_text="mock:slow-load")
     expect(row.locator(".state")).to_have_text("loading")
     expect(page.locator("#model-list li", has_text="mock:cut-json").locator(".state")).to_have_text("absent")
@@ -62,7 +62,7 @@ def test_a_model_on_its_way_into_memory_is_waited_for(page: Page) -> None:
 
 def test_the_wait_for_a_first_token_is_measured(page: Page) -> None:
     run(page, "mock:stall-first", max_tokens=2)
-    waiting = page.locator("#waiting")
+    waiting = page.locator(".lane .waiting")
     expect(waiting).to_contain_text(re.compile(r"prompt sent · \d+\.\d\d s"), timeout=15_000)
     expect(waiting).to_contain_text("No token has come yet. Stop (Esc) gives up.")
 
@@ -79,11 +79,11 @@ def test_the_wait_for_a_first_token_is_measured(page: Page) -> None:
 
 def test_a_stream_that_falls_silent_says_for_how_long_and_what_to_do(page: Page) -> None:
     run(page, "mock:stall", max_tokens=40)
-    expect(page.locator("#state")).to_have_text("STALLING", timeout=20_000)
-    expect(page.locator("#stall")).to_contain_text("silence ")
+    expect(page.locator(".lane .state")).to_have_text("STALLING", timeout=20_000)
+    expect(page.locator(".lane .stall-note")).to_contain_text("silence ")
     outcome = page.locator("#outcome")
     expect(outcome).to_contain_text(re.compile(r"Silent for \d+\.\d s, past the stall line of \d+"))
     expect(outcome).to_contain_text("Stop (Esc) ends it and keeps what came")
-    text = page.locator("#text").text_content()
+    text = page.locator(".lane .text").text_content()
     stop(page)
-    assert page.locator("#text").text_content() == text
+    assert page.locator(".lane .text").text_content() == text

@@ -16,6 +16,7 @@ from transport.wire.frames import SCHEMA_VERSION
 FILE: Final = Path(schemas.__file__).parent / schemas.EXAMPLES_FILE
 EXAMPLES_MAX: Final = 4  # of one schema
 VALUES: Final[Mapping[str, Any]] = {
+    "<at: str>": "2026-11-20T09:15:02.125Z",
     "<boot: str>": "9f2c41d7",
     "<connection_id: str>": "5e0d7a3b9c1f2846",
     "<float>": 0.0,
@@ -26,6 +27,7 @@ VALUES: Final[Mapping[str, Any]] = {
     "<policy_hash: str>": "0b7e61c2d9a4",
     "<ram_budget_bytes: int>": 16_000_000_000,
     "<ram_total_bytes: int>": 33_557_630_976,
+    "<since: str>": "2026-11-01",
     "<tier_reason: str>": "chosen by the configuration",
     "<ts_ms: int>": 1_795_169_209_123,
     "<version: str>": "0.1.0",

@@ -31,14 +31,14 @@ from engine.settings import LimitSettings, Settings
 from engine.state import EngineAddress, write_address
 from tests.domain.strategies import PARAMS
 from tests.fakes.api import TOKEN, Answer, Api, running_api
-from tests.fakes.runtime import Fail, Say, ScriptedRuntime, words
+from tests.fakes.runtime import End, Fail, Say, ScriptedRuntime, Step, words
 from tests.fakes.slice import RecordingSink
 
 Samples = dict[str, Any]
 
 VOLATILE: Final = frozenset(
-    "boot connection_id found frame last_used message pid policy_hash ram_total_bytes ram_budget_bytes tier_reason "
-    "ts_ms version vram_budget_bytes".split()
+    "at boot connection_id found frame last_used message pid policy_hash ram_total_bytes ram_budget_bytes since "
+    "tier_reason ts_ms version vram_budget_bytes".split()
 )
 NEVER_ANSWERED: Final = (AddressInUse, ConfigError)  # they end the process before anybody could ask
 REQUEST_ID: Final = "request-1"
@@ -101,7 +101,7 @@ def shape(sample: Any) -> Any:
 
 async def _record_engine() -> Samples:
     samples: Samples = {}
-    for part in (_websocket, _degraded, _streams, _bodies, _refusals):
+    for part in (_websocket, _council, _degraded, _streams, _bodies, _refusals):
         samples |= await part()
     return samples
 
@@ -110,7 +110,8 @@ def _fixed(api: Api) -> None:
     """Session ids 1, 2, …; energy constants that no policy change moves."""
     numbers = itertools.count(1)
     api.slice.core.sessions.new_id = lambda: f"{next(numbers):032x}"
-    api.slice.core.sessions.energy_params = PARAMS
+    sessions = api.slice.core.sessions
+    sessions.constants = attrs.evolve(sessions.constants, energy=PARAMS)
 
 
 # ── frames ──
@@ -198,6 +199,37 @@ async def _degraded() -> Samples:
         return {"events/system.degrade": client.events("system.degrade")[0]}
 
 
+def _together(words: int, other: bool) -> tuple[Step, ...]:
+    """Quick words in an uneven rhythm; `other` turns to words of its own after most of them."""
+    own = range(words * 3 // 4, words) if other else ()
+    return tuple(
+        Say(f"{'own' if n in own else 'word'}{n} ", 0.008 + 0.004 * (n * n % 7), logprob=-0.05) for n in range(words)
+    )
+
+
+async def _council() -> Samples:
+    """Two members speak as one until one of them does not; the third fails at once."""
+    scripts = {
+        "a": (*_together(160, False), End()),
+        "b": (*_together(160, True), End()),
+        "c": (Say("no ", 0.02), Fail(UpstreamProtocolError("line 2 is not JSON"))),
+    }
+    async with running_api(lambda clock: ScriptedRuntime(clock, by_model=scripts)) as api:
+        _fixed(api)
+        client = api.slice.client()
+        await trio.sleep(OFF_GRID_S)
+        asked = {"mode": "council", "models": ["a", "b", "c"], "prompt": "hello"}
+        assert (await _asked(api, "POST", "/generate", asked)).status == 202
+        await trio.sleep(10)
+        types = {event["type"] for event in client.events() if event["type"].startswith("council.")}
+        samples = {f"events/{type_}": client.events(type_)[0] for type_ in types - {"council.model_end"}}
+        ends = client.events("council.model_end")  # of two that end at once, in any order
+        samples["events/council.model_end"] = min(ends, key=lambda event: event["payload"]["stream_id"])
+        samples["events/council.resonance.end"] = client.events("council.resonance")[1]
+        measured = [e for e in client.events("energy.update") if (e["payload"]["ensemble"] or {}).get("di") is not None]
+        return samples | {"events/energy.update.council": measured[-1]}
+
+
 async def _streams() -> Samples:
     """One line of each event stream, and how a stream tells what it could not."""
     samples: Samples = {}
@@ -271,6 +303,8 @@ async def _bodies() -> Samples:
         await trio.sleep(2)
         samples["http/stats"] = await _stats(api)
         samples["http/models"] = _told(await _asked(api, "GET", "/models"))
+        samples["http/usage"] = _told(await _asked(api, "GET", "/usage"))
+        samples["http/models.why"] = _told(await _asked(api, "GET", "/models/b/why"))
         samples |= await _posted(api, "models.unload", {"name": "a"})
         samples["http/index"] = {"headers": _headers(await _asked(api, "GET", "/"))}
         api.slice.runtime.up = False

@@ -133,6 +133,16 @@ def test_never_together_is_lost_sync_two_seconds_after_the_second_began():
     ]
 
 
+def test_time_apart_counts_from_the_last_window():
+    council = aligned("a", "b")
+    assert told(council.step(T0 + 1500 * MS))[3] == "not_aligned"
+    for stream in ("a", "b"):
+        council.say(stream, T0 + 2000 * MS, CAT)
+    assert told(council.step(T0 + 2000 * MS))[0] == 0.0
+    assert told(council.step(T0 + 2200 * MS))[2]
+    assert [told(council.step(T0 + ms * MS))[3] for ms in (4199, 4200)] == ["not_aligned", "sync_lost"]
+
+
 def test_fewer_than_two_members_have_no_disagreement():
     council = aligned("a", "b", "c")
     council.leave("c")
@@ -195,6 +205,13 @@ def test_without_lists_and_without_a_pace_nothing_is_known():
     assert step.reading.modulated == step.reading.energy
 
 
+def test_the_pace_of_all_in_the_window_is_needed():
+    council = paced({"a": 50, "b": 100}, 2000)
+    council.meter.join("c")
+    council.say("c", T0 + 2000 * MS)
+    assert told(council.step(T0 + 2000 * MS))[3] == "no_logprobs"
+
+
 def test_a_throttled_token_has_a_text_but_no_time():
     council = Council("a", "b")
     council.say("a", T0, CAT)
@@ -224,7 +241,8 @@ def test_under_load_only_energy_is_left():
 
 def test_time_under_load_is_not_time_out_of_sync():
     council = aligned("a", "b")
-    for ms in range(0, 5000, 500):
+    council.step(T0 + 200 * MS)
+    for ms in range(500, 5000, 500):
         council.step(T0 + ms * MS, patterns=False)
     assert told(council.step(T0 + 5000 * MS))[3] == "not_aligned"
     assert told(council.step(T0 + 7000 * MS))[3] == "sync_lost"

@@ -128,11 +128,13 @@ def test_an_exactly_constant_pace_has_no_correlation():
 
 def test_a_slow_member_is_counted_once_per_token_of_its_own():
     slow, fast, pair = Pace(), Pace(), PairCadence()
-    slow.take(sample(0, 200 * MS, 200 * MS))
-    for position in range(10):
-        fast.take(sample(position, (200 + 10 * position) * MS, (9 + position) * MS))
-        pair.take(slow, fast)
-    assert pair.correlation(0, 2) is None
+    for token, gap_ms in enumerate((200, 250)):
+        slow.take(sample(token, (1 + token) * 250 * MS, gap_ms * MS))
+        for position in range(10 * token, 10 * token + 10):
+            fast.take(sample(position, (250 * (1 + token) + position) * MS, (9 + position) * MS))
+            pair.take(slow, fast)
+    assert pair.correlation(0, 2) == pytest.approx(1.0)
+    assert pair.correlation(0, 3) is None
 
 
 @given(st.lists(st.tuples(st.integers(1, 500), st.integers(1, 500)), min_size=2, max_size=40))

@@ -6,6 +6,7 @@ import itertools
 import math
 import random
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -165,6 +166,42 @@ def test_a_resonance_ends_when_it_is_no_longer_looked_at_or_a_member_leaves():
         assert step.resonance.coherence is None
         assert step.resonance.duration_ms > 0
         assert council.step(at + 32 * MS).resonance is None
+
+
+def test_a_held_window_does_not_start_a_resonance():
+    council = Council("a", "b", energy=0.75)
+    steps = in_rhythm(council, 60, (CAT, CAT))
+    (start,) = [at for at, step in steps if step.resonance]
+    council = Council("a", "b", energy=0.75)
+    at = in_rhythm(council, (start - T0) // (50 * MS) - 1, (CAT, CAT))[-1][0]
+    held = council.step(at + 150 * MS)
+    assert held.reading.di_stale
+    assert held.resonance is None
+    ((_, step),) = in_rhythm(council, 1, (CAT, CAT), at_us=at + 150 * MS)
+    assert step.resonance is not None
+
+
+def test_a_resonance_needs_its_number_of_members():
+    council = Council("a", "b", energy=0.75, params=attrs.evolve(PARAMS, resonance_models=3))
+    assert all(step.resonance is None for _, step in in_rhythm(council, 60, (CAT, CAT)))
+
+
+def test_windows_before_a_gap_make_no_band():
+    council = Council("a", "b")
+    before = in_rhythm(council, 2, (CAT, CAT))
+    council.step(T0 + 3000 * MS)
+    after = in_rhythm(council, 3, (CAT, CAT), at_us=T0 + 5000 * MS)
+    assert [step.interference is not None for _, step in before + after] == [False] * 4 + [True]
+
+
+def test_who_joins_again_has_a_rhythm_again():
+    council = Council("a", "b", energy=0.75)
+    at = in_rhythm(council, 120, (CAT, CAT))[-1][0]
+    at = in_rhythm(council, 3, (CAT, DOG), at_us=at)[-1][0]
+    council.meter.join("a")
+    council.last.pop("a")
+    steps = in_rhythm(council, 60, (CAT, CAT), at_us=at)
+    assert [step.resonance.phase for _, step in steps if step.resonance] == [ResonancePhase.START]
 
 
 def test_correlation_needs_every_pair():

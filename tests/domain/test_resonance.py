@@ -92,6 +92,11 @@ def test_the_next_one_waits_for_its_interval():
     assert phases(steps) == [(800, ResonancePhase.START), (1000, ResonancePhase.END), (5800, ResonancePhase.START)]
 
 
+def test_after_an_end_the_dwell_begins_anew():
+    steps = [{}] * 70 + [{"energy": 0.1}] + [{}] * 20
+    assert phases(steps) == [(800, ResonancePhase.START), (7000, ResonancePhase.END), (7900, ResonancePhase.START)]
+
+
 moments = st.fixed_dictionaries(
     {},
     optional={

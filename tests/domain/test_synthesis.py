@@ -4,6 +4,7 @@ import json
 import math
 
 import attrs
+import msgspec
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -17,7 +18,7 @@ from engine.domain.synthesis import (
     MemberState,
     candidates,
     choose,
-    wf_report,
+    council_report,
 )
 
 FINISHED, LENGTH, RUNNING, FAILED, CUT = MemberState
@@ -26,6 +27,10 @@ BEST, CONSENSUS, FIRST, JUDGE = CouncilMethod
 BLUE = "Because the air scatters blue light more strongly than red light."
 BLUER = "Because the air scatters blue light much more strongly than red."
 BANANA = "Bananas have always been this way, ask anybody."
+
+def plain(report):
+    return json.loads(msgspec.json.encode(report))
+
 
 texts = st.text(max_size=20) | st.text("ab ", max_size=12) | st.sampled_from([BLUE, BLUER, BANANA, "", " \n"])
 
@@ -262,8 +267,7 @@ def test_a_text_longer_than_what_is_compared_is_marked():
 @given(methods, councils())
 def test_the_report_is_plain_json_about_every_member(method, answers):
     choice = choose(method, answers)
-    report = wf_report(choice, answers)
-    assert json.loads(json.dumps(report)) == report
+    report = plain(council_report(choice, answers, texts=True))
     assert [each["stream_id"] for each in report["members"]] == [answer.stream_id for answer in answers]
     assert (report["chosen"] is None) == (choice.member is None)
 
@@ -277,7 +281,7 @@ def test_the_report_by_example():
     ]
     choice = choose(CONSENSUS, answers)
     far = agreement(BANANA, BLUE)
-    assert wf_report(choice, answers) == {
+    assert plain(council_report(choice, answers, texts=True)) == {
         "method": "consensus",
         "chosen": "model-b",
         "confidence": (1 + far) / 2,
@@ -313,6 +317,13 @@ def test_the_report_by_example():
             {"model": "model-d", "state": "cut", "reason": "it was ended before its answer was complete"},
         ],
     }
+
+
+def test_events_get_the_report_without_words():
+    answers = [member("a", BANANA), member("b", BLUE), member("c", BLUE)]
+    told = plain(council_report(choose(CONSENSUS, answers), answers, texts=False))
+    assert [each["text"] for each in told["dissent"]] == [None]
+    assert BANANA not in json.dumps(told)
 
 
 def test_no_text_shows_in_a_repr():

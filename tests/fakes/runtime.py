@@ -54,7 +54,7 @@ class ScriptedRuntime:
 
     clock: Clock
     script: Sequence[Step] = attrs.field(factory=lambda: words(5))
-    scripts: Mapping[str, Sequence[Step]] = attrs.field(factory=dict, kw_only=True)  # of models with one of their own
+    by_model: Mapping[str, Sequence[Step]] = attrs.field(factory=dict, kw_only=True)  # of models with one of their own
     load_s: float = 0.0
     load_error: EngineError | None = None
     models: tuple[str, ...] = ("a", "b", "c")
@@ -101,7 +101,7 @@ class ScriptedRuntime:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
         self.requests.append(request)
         self.opened += 1
-        own = self.scripts.get(request.model)
+        own = self.by_model.get(request.model)
         chunks = self._chunks() if own is None else self._say(own)
         try:
             yield chunks

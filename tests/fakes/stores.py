@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import attrs
+import trio
 
 from engine.domain.agents import AgentEntry
 from engine.domain.usage import By, UsageRecord, UsageReport, UsageSums
@@ -20,10 +21,13 @@ class ListedUsage:
     writes: list[int] = attrs.field(factory=list)
     broken: bool = False
     crashes: int = 0  # of the next so many writes
+    stands_still: trio.Event | None = None  # writes wait for it
     persistent: bool = False
 
     async def add(self, records: Sequence[UsageRecord], routes: Sequence[LoggedRoute]) -> None:
         self._fail()
+        if self.stands_still is not None:
+            await self.stands_still.wait()
         if self.crashes:
             self.crashes -= 1
             raise ZeroDivisionError

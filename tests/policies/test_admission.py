@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from policies.admission import Admit, PoolCaps, Wait, Wanted, admit
+from engine.domain.errors import InsufficientMemory, TierLimitExceeded
+from policies.admission import Admit, PoolCaps, Refuse, Wait, Wanted, admit, beyond, budgets, plan_waves
 from policies.eviction import Slot
 
 NAMES = [f"m{n}" for n in range(10)]
@@ -134,3 +137,141 @@ def test_streams_are_capped_even_for_a_model_that_is_there():
     decision = admit([Wanted("a")], [Slot("a", 64, 0)], 64, CAPS)
     assert isinstance(decision, Wait)
     assert decision.reason.startswith("64 streams")
+
+
+# ── bytes, pins and cool-downs, alone and together ──
+
+NOW = 100
+sizes = st.none() | st.integers(0, 12)
+full_caps = st.builds(
+    PoolCaps,
+    st.integers(1, 12),
+    st.just(256),
+    st.integers(1, 6),
+    st.integers(1, 8),
+    budget_bytes=st.none() | st.integers(1, 30),
+    model_bytes_max=st.none() | st.integers(4, 12),
+)
+
+
+@st.composite
+def full_pools(draw: st.DrawFn) -> list[Slot]:
+    names = draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=8))
+    return [
+        Slot(
+            name,
+            draw(st.integers(0, 2)),
+            draw(st.integers(0, 99)),
+            loading=draw(st.booleans()),
+            leaving=draw(st.booleans()),
+            pinned=draw(st.booleans()),
+            size_bytes=draw(sizes),
+            cool_until_us=draw(st.sampled_from([0, NOW, NOW + 50])),
+        )
+        for name in names
+    ]
+
+
+@st.composite
+def wishes(draw: st.DrawFn) -> list[Wanted]:
+    names = draw(st.lists(st.sampled_from(NAMES), unique=True, min_size=1, max_size=4))
+    disks = [draw(sizes) for _ in names]
+    return [Wanted(name, disk, disk, draw(st.integers(0, 2))) for name, disk in zip(names, disks, strict=True)]
+
+
+def afterwards(wanted: list[Wanted], slots: list[Slot], decision: Admit) -> list[Slot]:
+    kept = [slot for slot in slots if slot.model not in decision.evict]
+    here = {slot.model for slot in kept if not slot.leaving}
+    return [*kept, *(Slot(w.model, w.streams, NOW, size_bytes=w.size_bytes) for w in wanted if w.model not in here)]
+
+
+@given(wishes(), full_pools(), full_caps, st.sets(st.sampled_from(NAMES)))
+def test_a_set_exceeds_no_budget_and_nothing_goes_that_must_stay(wanted, slots, limits, hot):
+    decision = admit(wanted, slots, leases(slots), limits, NOW, hot)
+    assume(isinstance(decision, Admit))
+    by_name = {slot.model: slot for slot in slots}
+    for slot in (by_name[name] for name in decision.evict):
+        assert slot.leases == 0
+        assert not (slot.loading or slot.leaving or slot.pinned)
+        assert slot.cool_until_us <= NOW or slot.model in hot
+        assert slot.model not in {w.model for w in wanted}
+    pool = afterwards(wanted, slots, decision)
+    missing = {w.model for w in wanted if w.size_bytes is not None} - by_name.keys()
+    counted = [slot for slot in pool if slot.counted]
+    if missing:
+        assert len(counted) <= limits.loaded_models_max
+        assert limits.budget_bytes is None or sum(s.size_bytes for s in counted) <= limits.budget_bytes
+    else:
+        assert decision.evict == ()
+    assert limits.model_bytes_max is None or all((w.disk_bytes or 0) <= limits.model_bytes_max for w in wanted)
+    streams = sum(w.streams for w in wanted)
+    assert not streams or leases(slots) + streams <= limits.streams_max
+
+
+def makes_room(wanted: list[Wanted], slots: list[Slot], limits: PoolCaps, go: tuple[Slot, ...]) -> bool:
+    names = {w.model for w in wanted}
+    here = {slot.model for slot in slots}
+    missing = [w for w in wanted if w.model not in here and w.size_bytes is not None]
+    stay = [slot for slot in slots if slot.counted and (slot not in go or slot.model in names)]
+    total = sum(slot.size_bytes for slot in stay) + sum(w.size_bytes for w in missing)
+    fits = limits.budget_bytes is None or total <= limits.budget_bytes
+    return not missing or (len(stay) + len(missing) <= limits.loaded_models_max and fits)
+
+
+@given(wishes(), full_pools(), full_caps)
+def test_a_set_waits_only_where_no_choice_makes_room_and_is_refused_only_where_none_ever_can(wanted, slots, limits):
+    """Against every choice of who could go."""
+    names = {w.model for w in wanted}
+    assume(not any(slot.leaving and slot.model in names for slot in slots))
+    quiet = PoolCaps(10**6, 256, 10**6, limits.loaded_models_max, limits.budget_bytes, limits.model_bytes_max)
+    decision = admit(wanted, slots, leases(slots), quiet, NOW)
+    others = [slot for slot in slots if slot.model not in names]
+    may_go = [s for s in others if s.movable and s.cool_until_us <= NOW]
+    choices = [go for n in range(len(may_go) + 1) for go in itertools.combinations(may_go, n)]
+    possible = [go for go in choices if makes_room(wanted, slots, quiet, go)]
+    too_large = any(quiet.model_bytes_max is not None and (w.disk_bytes or 0) > quiet.model_bytes_max for w in wanted)
+    ever = not too_large and makes_room(wanted, slots, quiet, tuple(s for s in others if not s.pinned))
+    match decision:
+        case Admit():
+            assert len(decision.evict) <= len(may_go)
+            fewer = [go for go in possible if {s.model for s in go} < set(decision.evict)]
+            assert possible
+            assert not fewer  # nobody goes without need
+        case Wait():
+            assert not possible
+            assert ever
+            cooling = [s.cool_until_us for s in others if s.movable and s.cool_until_us > NOW]
+            assert decision.until_us == (min(cooling) if cooling else None)
+        case Refuse(error=error):
+            assert not ever
+            assert isinstance(error, TierLimitExceeded | InsufficientMemory)
+            assert all(isinstance(value, int) for name, value in error.details.items() if name != "model")
+
+
+@given(wishes(), full_pools(), full_caps)
+def test_waves_hold_every_model_once_and_each_fits(wanted, slots, limits):
+    waves = plan_waves(wanted, slots, limits)
+    if isinstance(waves, Refuse):
+        assert any(beyond([model], slots, limits) is not None for model in wanted)
+        return
+    by_name = {model.model: model for model in wanted}
+    assert sorted(name for wave in waves for name in wave) == sorted(by_name)
+    for wave in waves:
+        assert beyond([by_name[name] for name in wave], slots, limits) is None
+    if beyond(wanted, slots, limits) is None:
+        assert len(waves) == 1
+
+
+@pytest.mark.parametrize(
+    ("ram", "vram", "expected"),
+    [(None, None, (16, 0)), (64, None, (16, 0)), (8, None, (8, 0)), (64, 24, (16, 12)), (64, 6, (16, 6))],
+)
+def test_budgets_are_what_the_tier_allows_of_what_is_there(ram, vram, expected):
+    assert budgets(ram, vram, 16, 12) == expected
+
+
+def test_a_model_that_takes_no_room_of_ours_needs_none():
+    limits = PoolCaps(64, 256, 6, 1, budget_bytes=4)
+    slots = [Slot("a", 0, 0, size_bytes=4), Slot("b", 0, 0, size_bytes=None)]
+    assert admit([Wanted("c", None)], slots, 0, limits) == Admit()
+    assert admit([Wanted("d", 4)], slots, 0, limits) == Admit(evict=("a",))

@@ -83,10 +83,7 @@ REFUSED = {
     "tinyllama: off": "wf.yaml:1: tinyllama must be a mapping, not 'off'",
     "My-Coder: {}": f"wf.yaml:1: My-Coder must be {NAME}, not 'My-Coder'",
     "mine: {port: 1, title: x, capabilities: [a]}": (
-        "wf.yaml:1: mine.model must be given, or else same_model_as (and not both)"
-    ),
-    "tinyllama: {same_model_as: llama31_8b}": (
-        "wf.yaml:1: tinyllama.model must be given, or else same_model_as (and not both)"
+        "wf.yaml:1: mine.model must be given, or else same_model_as, and the other one null"
     ),
 }  # fmt: skip
 
@@ -104,6 +101,12 @@ def test_a_model_can_only_be_that_of_a_service_that_has_one(like):
 
 def test_the_model_of_one_that_is_switched_off_is_nobodys():
     assert "tlc_domain_classifier.same_model_as" in refusal("tinyllama: {enabled: false}")
+
+
+def test_a_model_instead_of_anothers_is_given_with_null_for_the_other():
+    table = changed("tlc_domain_classifier: {same_model_as: null, model: qwen3:4b}")
+    assert table.models_for("tlc_domain_classifier") == ("qwen3:4b",)
+    assert "model must be given, or else same_model_as" in refusal("tlc_domain_classifier: {model: qwen3:4b}")
 
 
 def test_there_is_an_end_to_how_many_there_are():

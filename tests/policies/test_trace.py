@@ -13,9 +13,7 @@ PARENT = f"00-{TRACE_ID}-{CALLER}-01"
 
 
 def test_the_trace_goes_on_with_a_span_of_ours():
-    assert trace_of(PARENT, "rojo=00f067,congo=t61", OURS) == Trace(
-        f"00-{TRACE_ID}-{OURS}-01", "rojo=00f067,congo=t61"
-    )
+    assert trace_of(PARENT, "rojo=00f067,congo=t61", OURS) == Trace(f"00-{TRACE_ID}-{OURS}-01", "rojo=00f067,congo=t61")
 
 
 @pytest.mark.parametrize(

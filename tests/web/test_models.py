@@ -31,7 +31,8 @@ async def test_every_model_is_listed_with_its_state(autojump_clock):
         fresh = body["models"][0]
         assert (fresh["size_bytes"], fresh["resident_bytes"], fresh["last_used"]) == (1000, 0, None)
         assert (fresh["tps"], fresh["ttft_ms"]) == (None, None)
-        assert (body["virtual"], body["tier"], body["memory"]["used_bytes"]) == ([], "mid", 0)
+        assert (body["tier"], body["memory"]["used_bytes"]) == ("mid", 0)
+        assert body["virtual"] == [{"name": "council/default", "members": ["a", "b", "c"]}]
 
 
 async def test_listing_asks_the_runtime_again(autojump_clock):

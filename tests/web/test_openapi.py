@@ -35,7 +35,7 @@ operations = pytest.mark.parametrize(
     ("method", "path", "operation"), OPERATIONS, ids=[f"{method} {path}" for method, path, _ in OPERATIONS]
 )
 # Codes that no call of its own can meet: another method is another call, and no limit of tiers is enforced yet.
-NOT_OF_A_CALL = {"METHOD_NOT_ALLOWED", "TIER_LIMIT_EXCEEDED"}
+NOT_OF_A_CALL = {"METHOD_NOT_ALLOWED"}
 
 
 def routes(app: QuartTrio) -> set[tuple[str, str]]:

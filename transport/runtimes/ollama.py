@@ -39,6 +39,7 @@ from engine.domain.generation import Chunk, Clock, Dialect, GenerationRequest
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe, is_model_name
 from engine.domain.pull import PullProgress
 from engine.domain.runtime import Embeddings, EmbedRequest, Forwarded, ForwardRequest, Residence
+from policies.egress import Permit
 from transport.runtimes.embeddings import EMBED_BYTES_MAX, EMBED_S, vectors_of
 from transport.runtimes.forwarding import Instead, forwarding, hear_out, refuse_path
 from transport.runtimes.upstream import Answer, Transport, Upstream, UpstreamResponse
@@ -106,6 +107,7 @@ class OllamaRuntime:
     keep_alive: str | int | None = None
     random_unit: Callable[[], float] = random.random
     transport: Transport | None = None
+    permit: Permit | None = None  # to reach it on another machine
     hint: Callable[[], str] = lambda: "start it with `ollama serve`"  # what to do while it does not answer
     counters: OllamaCounters = attrs.field(factory=OllamaCounters, init=False)
     _upstream: Upstream = attrs.field(init=False)
@@ -118,7 +120,7 @@ class OllamaRuntime:
     dialects: ClassVar[frozenset[Dialect]] = frozenset(FORWARD_PATHS)
 
     def __attrs_post_init__(self) -> None:
-        self._upstream = Upstream(self.name, self.url, self.transport)
+        self._upstream = Upstream(self.name, self.url, self.transport, permit=self.permit)
 
     @property
     def local(self) -> bool:

@@ -1,5 +1,5 @@
 """The runtime `openai`: any server, here or elsewhere, that speaks OpenAI's chat completions: llama.cpp's server, vLLM,
-LM Studio and others.
+LM Studio and others; with `hosted` OpenAI itself and OpenRouter, whose servers refuse what the API has no word for.
 
 The API says little about models: neither their size nor the memory they take, and nothing loads or unloads them.
 This API tells neither the size of a model nor what is in memory, so both are null.
@@ -9,6 +9,7 @@ Whether a model gives log-probabilities shows in its answers only; the capabilit
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -31,15 +32,17 @@ from engine.domain.errors import (
 from engine.domain.generation import Chunk, Clock, Dialect, GenerationRequest
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe, is_model_name
 from engine.domain.runtime import Embeddings, EmbedRequest, Forwarded, ForwardRequest
+from policies.egress import Permit
 from transport.runtimes.embeddings import EMBED_BYTES_MAX, EMBED_S, vectors_of
 from transport.runtimes.forwarding import Instead, forwarding, hear_out, next_read, refuse_path
 from transport.runtimes.ollama import is_loopback
-from transport.runtimes.upstream import Transport, Upstream, UpstreamResponse
+from transport.runtimes.upstream import CONNECT_S, Transport, Upstream, UpstreamResponse
 from transport.wire import openai as wire
 from transport.wire import openai_requests as asking
 
 PROBE_S: Final = 2.0
 LIST_S: Final = 10.0
+HOSTED_CONNECT_S: Final = 5.0  # with TLS, and over the internet
 HEAD_S: Final = 300.0  # for the head of an answer: it may come with the first token
 FORWARD_PATHS: Final = frozenset({asking.CHAT_PATH, asking.COMPLETIONS_PATH})
 _KEY: Final = re.compile(r"[!-~]{1,4096}")  # what may stand in a header
@@ -84,6 +87,8 @@ class OpenAIRuntime:
     name: str = "openai"
     api_key: str | None = attrs.field(default=None, repr=False)
     transport: Transport | None = None
+    permit: Permit | None = None  # to reach it on another machine
+    hosted: bool = False  # a provider of the OpenAI API itself, or of OpenRouter's
     counters: OpenAICounters = attrs.field(factory=OpenAICounters, init=False)
     _upstream: Upstream = attrs.field(init=False)
     _with_logprobs: set[str] = attrs.field(factory=set, init=False)  # models that gave some, both of those listed
@@ -100,7 +105,14 @@ class OpenAIRuntime:
         if self.api_key is not None and not _KEY.fullmatch(self.api_key):
             raise ConfigError(f"the API key of {self.name} holds blanks or characters that cannot stand in a header")
         headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
-        self._upstream = Upstream(self.name, self.url, self.transport, headers)
+        connect_s = HOSTED_CONNECT_S if self.hosted else CONNECT_S
+        self._upstream = Upstream(self.name, self.url, self.transport, headers, connect_s, self.permit)
+
+    def under(self, permit: Permit) -> OpenAIRuntime:
+        """The same server, to be reached with this permit. What is learned of its models is shared."""
+        twin = copy.copy(self)
+        twin.permit, twin._upstream = permit, self._upstream.under(permit)
+        return twin
 
     @property
     def local(self) -> bool:
@@ -161,7 +173,8 @@ class OpenAIRuntime:
         without = self._tools_without_logprobs if request.tools else self._without_logprobs
         logprobs = request.model not in without
         while True:
-            body, path = asking.request_body(request, logprobs=logprobs), asking.request_path(request)
+            body = asking.request_body(request, logprobs=logprobs, hosted=self.hosted)
+            path = asking.request_path(request)
             body = _to_be_continued(body) if request.continues else body
             async with self._upstream.open_stream("POST", path, body, head_timeout_s=HEAD_S) as response:
                 if response.status == 200:

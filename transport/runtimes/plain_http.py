@@ -1,4 +1,4 @@
-"""HTTP/1.1 without TLS on a stream of trio: one request a connection, the body as the socket gives it.
+"""HTTP/1.1 on a stream of trio: one request a connection, the body as the socket gives it.
 
 h11 reads and writes the protocol. What one read of the socket brings of a body is handed on in one piece, however many
 chunks the server made of it: many tokens that are there are one wake of their reader, and not many. There are no
@@ -14,6 +14,8 @@ from typing import Final
 import attrs
 import h11
 import trio
+
+from transport.outbound import NoTls, OutboundRefused
 
 WRITE_S: Final = 30.0  # for a whole request
 POOL_S: Final = 5.0  # for one of the connections
@@ -31,6 +33,8 @@ class Failure(Enum):
 
     CONNECT_TIMEOUT = auto()
     NO_CONNECTION = auto()  # refused, unknown name, no such socket
+    NOT_PERMITTED = auto()  # it leads out of this machine
+    NO_TLS = auto()  # the certificate is none for that name, or there is no TLS at all
     CONNECTIONS_IN_USE = auto()
     WRITE_TIMEOUT = auto()
     NO_HTTP = auto()  # before the head: ended, or something else than HTTP; or a request that cannot be written
@@ -98,6 +102,10 @@ class PlainTransport:
                 return await self.connect()
         except trio.TooSlowError:
             raise HttpFailure(Failure.CONNECT_TIMEOUT) from None
+        except OutboundRefused as error:
+            raise HttpFailure(Failure.NOT_PERMITTED) from error
+        except NoTls as error:
+            raise HttpFailure(Failure.NO_TLS) from error
         except (OSError, UnicodeError, trio.BrokenResourceError) as error:  # UnicodeError: a name that is none
             raise HttpFailure(Failure.NO_CONNECTION) from error
 

@@ -2,8 +2,8 @@
 
 A prompt must reach the runtime and nobody else, so no proxy or other setting is taken from the environment and no
 redirect is followed. Every request has its own connection (0.1 ms on loopback): nothing idle is kept, so nothing is
-stale and there is nothing to close at the end. http goes by our own transport; https, and the networks in memory of
-tests, by httpx.
+stale and there is nothing to close at the end. All connections are opened by transport/outbound.py. Only the networks
+in memory of tests go by httpx.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ from engine.domain.errors import (
     UpstreamTimeout,
     UpstreamTruncated,
 )
+from policies.egress import Permit
 from policies.trace import ONWARD
+from transport import outbound
 from transport.runtimes.plain_http import CONNECTIONS_MAX, POOL_S, WRITE_S, Failure, HttpFailure, PlainTransport
 
 CONNECT_S: Final = 2.0
@@ -38,12 +40,16 @@ ERROR_BYTES_MAX: Final = 64 * 1024
 Transport = httpx.AsyncBaseTransport | PlainTransport
 _LIMITS: Final = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=0)
 _HEADERS: Final = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "wf-engine"}
+_NOTHING: Final[Mapping[str, str]] = {}
+_PORTS: Final = {"http": 80, "https": 443}
 _TARGET_SAFE: Final = "/?&=%:@!$'()*+,;~"  # stays as it is in a path with its query
 
 # What a failure is to us, and the rest of the sentence "NAME at URL …".
 _FAULTS: Final[Mapping[Failure, tuple[type[RuntimeFault], str]]] = {
     Failure.CONNECT_TIMEOUT: (RuntimeUnavailable, "did not take a connection within {connect_s:g} s"),
     Failure.NO_CONNECTION: (RuntimeUnavailable, "does not answer: nothing listens there"),
+    Failure.NOT_PERMITTED: (RuntimeUnavailable, "is outside this machine, and nothing permits to go there"),
+    Failure.NO_TLS: (RuntimeUnavailable, "shows no certificate for its name that can be trusted, or speaks no TLS"),
     Failure.CONNECTIONS_IN_USE: (RuntimeUnavailable, f"has all of our {CONNECTIONS_MAX} connections in use"),
     Failure.WRITE_TIMEOUT: (UpstreamTimeout, f"did not read the request for {WRITE_S:g} s"),
     Failure.NO_HTTP: (UpstreamProtocolError, "broke off or does not speak HTTP"),
@@ -66,7 +72,7 @@ _BEFORE_HEAD: Final[tuple[tuple[type[httpx.HTTPError], Failure], ...]] = (
 
 def unix_socket(path: str) -> Transport:
     """The way to a server that listens on the socket at `path`; the host in its URL is only a name then."""
-    return PlainTransport(partial(trio.open_unix_socket, path))
+    return PlainTransport(partial(outbound.connect_unix, path))
 
 
 @attrs.frozen
@@ -101,7 +107,8 @@ class _Response(Protocol):
 class Upstream:
     """One runtime at `url`. `name` stands in its errors. `transport` is another way to it than TCP: `unix_socket`, a
     PlainTransport on other streams, or one of httpx, such as a network in memory for tests. `headers` go out with every
-    request and nowhere else: they may hold a key. Those of `policies.trace.ONWARD` go out too.
+    request and nowhere else: they may hold a key. Those of `policies.trace.ONWARD` go out too, on this machine.
+    `permit` is needed to reach another machine.
 
     Raises RuntimeUnavailable, UpstreamTimeout and UpstreamProtocolError. Cancelled anywhere: the connection is closed.
     """
@@ -111,19 +118,33 @@ class Upstream:
     transport: Transport | None = None
     headers: Mapping[str, str] = attrs.field(factory=dict, repr=False)
     connect_s: float = CONNECT_S
+    permit: Permit | None = None
     _way: _Way = attrs.field(init=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
         url, transport = httpx.URL(self.url), self.transport
         headers = {**_HEADERS, **self.headers}
-        if transport is None and url.scheme == "http" and url.host:
-            transport = PlainTransport(partial(trio.open_tcp_stream, url.raw_host.decode("ascii"), url.port or 80))
-        if not isinstance(transport, PlainTransport):
-            self._way = _Library.to(url, transport, headers, self.connect_s)
-        elif url.scheme != "http":
+        if transport is None:
+            if url.scheme not in _PORTS or not url.host:
+                raise ValueError(f"{self.name}: {self.url} is neither http nor https")
+            connect = partial(
+                outbound.connect,
+                url.raw_host.decode("ascii"),
+                url.port or _PORTS[url.scheme],
+                tls=url.scheme == "https",
+                permit=self.permit,
+            )
+            transport = PlainTransport(connect)
+        elif isinstance(transport, PlainTransport) and url.scheme != "http":
             raise ValueError(f"{self.name}: a plain transport carries http, and {self.url} is not")
-        else:
+        if isinstance(transport, PlainTransport):
             self._way = _Plain.to(url, transport, headers, self.connect_s)
+        else:
+            self._way = _Library.to(url, transport, headers, self.connect_s)
+
+    def under(self, permit: Permit) -> Upstream:
+        """The same server, to be reached with this permit."""
+        return attrs.evolve(self, permit=permit)
 
     @asynccontextmanager
     async def open_stream(
@@ -153,7 +174,8 @@ class Upstream:
     async def _send(self, method: str, path: str, body: bytes, timeout_s: float) -> _Response:
         try:
             with trio.fail_after(timeout_s):
-                return await self._way.send(method, path, body, ONWARD.get())
+                onward = _NOTHING if self.permit is not None else ONWARD.get()
+                return await self._way.send(method, path, body, onward)
         except trio.TooSlowError:
             raise self._too_slow(timeout_s) from None
         except HttpFailure as error:
@@ -237,7 +259,7 @@ class UpstreamResponse:
 
 @attrs.define(eq=False)
 class _Plain:
-    """Our own way, for http."""
+    """Our own way."""
 
     _transport: PlainTransport
     _prefix: str  # of every path
@@ -263,20 +285,20 @@ class _Plain:
 
 @attrs.define(eq=False)
 class _Library:
-    """The way of httpx."""
+    """The way of httpx, on a network in memory."""
 
     _client: httpx.AsyncClient
 
     @classmethod
     def to(
-        cls, url: httpx.URL, transport: httpx.AsyncBaseTransport | None, headers: Mapping[str, str], connect_s: float
+        cls, url: httpx.URL, transport: httpx.AsyncBaseTransport, headers: Mapping[str, str], connect_s: float
     ) -> _Library:
         client = httpx.AsyncClient(
             base_url=url,
             transport=transport,
             trust_env=False,
             follow_redirects=False,
-            verify=url.scheme == "https",  # reading all certificates costs 30 ms, and http has none
+            verify=False,  # there is no network under it
             headers=dict(headers),
             limits=_LIMITS,
             # Waiting for the head and for the body is bounded per call, by trio deadlines.

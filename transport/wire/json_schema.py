@@ -124,6 +124,7 @@ _Degrade = Literal[0, 1, 2, 3, 4]
 _NARROWER: Final[dict[tuple[str, str], Any]] = {
     ("TokenItem", "kind"): TokenKind,
     ("SessionEndPayload", "error"): ErrorItem | None,
+    ("MemberEndPayload", "error"): ErrorItem | None,
     ("DegradePayload", "level"): _Degrade,  # `level` elsewhere is 1–5
     ("DegradePayload", "before"): _Degrade,
     ("ErrorItem", "code"): _Code,

@@ -384,6 +384,8 @@ def refusal(status: int, text: str, model: str, runtime: str, secret: str = "") 
         return UpstreamProtocolError(f"{runtime} has no {CHAT_PATH}; is its URL right?", status=status)
     if status in (401, 403):
         return RuntimeUnavailable(f"{runtime} refuses to be used ({status}); is its API key right?", status=status)
+    if status == 402:  # OpenRouter
+        return RuntimeUnavailable(f"{runtime} refuses to be used (402): its account has no credit", status=status)
     invalid = [400, 413, 422, 501]  # 501: it cannot embed
     if _UNABLE.search(text):
         invalid.append(500)

@@ -40,9 +40,11 @@ def request_path(request: GenerationRequest) -> str:
     return COMPLETIONS_PATH if request.raw else CHAT_PATH
 
 
-def request_body(request: GenerationRequest, *, logprobs: bool = True) -> bytes:
-    """The body for `request_path`. Parameters stand in it only where the request gives them. Raises InvalidRequest for
-    what cannot be said."""
+def request_body(request: GenerationRequest, *, logprobs: bool = True, hosted: bool = False) -> bytes:
+    """The body for `request_path`. Parameters stand in it only where the request gives them. `hosted`: it is for OpenAI
+    or OpenRouter, and has nothing in it that only local servers take. Raises InvalidRequest for what cannot be said."""
+    if hosted:
+        _refuse_local_words(request)
     body: dict[str, Any] = {"model": request.model}
     top_logprobs = min(request.top_logprobs, TOP_ASKED_MAX)
     if request.suffix is not None:
@@ -52,10 +54,10 @@ def request_body(request: GenerationRequest, *, logprobs: bool = True) -> bytes:
         asked = {"logprobs": top_logprobs}
     else:
         body["messages"] = [_message(message) for message in requests.turns(request)]
-        body |= _tools(request) | _thinking(request.think) | _format(request.format)
+        body |= _tools(request) | _thinking(request.think, hosted=hosted) | _format(request.format)
         asked = {"logprobs": True, "top_logprobs": top_logprobs}
     body |= {"stream": True, "stream_options": {"include_usage": True}} | (asked if logprobs else {})
-    parameters = requests.options(request.parameters, "max_tokens")
+    parameters = requests.options(request.parameters, "max_completion_tokens" if hosted else "max_tokens")
     if "repeat_penalty" in parameters:
         parameters["repetition_penalty"] = parameters["repeat_penalty"]
     return msgspec.json.encode(body | parameters)
@@ -115,9 +117,25 @@ def _tools(request: GenerationRequest) -> dict[str, Any]:
     return told | ({"tool_choice": "required"} if must_call else {})
 
 
-def _thinking(think: bool | str | None) -> dict[str, Any]:
+def _refuse_local_words(request: GenerationRequest) -> None:
+    """Raises InvalidRequest: these providers refuse a field that they do not know, or take it and do nothing."""
+    asked = {
+        "raw": request.raw,
+        "top_k": request.parameters.top_k is not None,
+        "min_p": request.parameters.min_p is not None,
+        "repeat_penalty": request.parameters.repeat_penalty is not None,
+        "think": isinstance(request.think, bool),
+    }
+    for field, given in asked.items():
+        if given:
+            raise requests.refused(field, "this provider has no word for it; leave it out, or use a local model")
+
+
+def _thinking(think: bool | str | None, *, hosted: bool) -> dict[str, Any]:
     if think is None:
         return {}
+    if hosted:
+        return {"reasoning_effort": think}
     if isinstance(think, bool):
         return {"chat_template_kwargs": {"enable_thinking": think}}
     template = {"enable_thinking": True, "reasoning_effort": think}

@@ -21,6 +21,7 @@ from engine.domain.errors import EngineError, Overloaded, UpstreamTruncated
 from engine.domain.generation import Chunk, EndReason, GenerationEnd, ResumeRules, Seam
 from engine.domain.runtime import Read
 from policies.resume import TOKENS_MAX
+from transport.wire.dialects.field_names import in_words_of
 from transport.wire.dialects.reply import Asked, Reply, ReplyEnd, ReplyFacts
 from transport.wire.dialects.wf_field import has_record, seam_fields, with_wf
 from web.handles import Engine
@@ -150,7 +151,7 @@ class Exchange:
                     yield keep_alive
                 continue
             if isinstance(first, Ended):
-                yield blank.fail(failure_of(first))
+                yield blank.fail(exchange.failure(first))
                 return
             if first.status in (None, 200):
                 break
@@ -158,7 +159,7 @@ class Exchange:
             if not exchange.concede(first):
                 ended = await exchange.line.next()
                 assert isinstance(ended, Ended)
-                yield _within(blank, body) or blank.fail(failure_of(ended))
+                yield _within(blank, body) or blank.fail(exchange.failure(ended))
                 return
             try:
                 exchange = again()
@@ -229,7 +230,7 @@ class Exchange:
         if end is None and ended.reason is EndReason.ABORTED:
             end = GenerationEnd(EndReason.ABORTED)  # somebody pressed stop: the answer is what there is
         if end is None:
-            return self._failed(failure_of(ended))
+            return self._failed(self.failure(ended))
         times = self.session.reply_end(end)
         data = self.reply.finish(
             ReplyEnd(end, times.tokens, times.total_ms, times.load_ms, times.prompt_ms, times.generation_ms)
@@ -240,6 +241,10 @@ class Exchange:
         data, why = self.reply.fail(error), error.details.get(DETAIL)
         fields = (self._seams_told() if self._seams else {}) | ({} if why is None else {DETAIL: why})
         return with_wf(data, fields, last=True) if fields else data
+
+    def failure(self, ended: Ended) -> EngineError:
+        """Why there is no good end, in the words of the client's dialect."""
+        return in_words_of(self.asked, failure_of(ended))
 
     def _seams_told(self) -> dict[str, Any]:
         fields: dict[str, Any] = {"resumed": len(self._seams)}

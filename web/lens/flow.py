@@ -121,7 +121,7 @@ async def _answer(
         if wait.cancelled_caught:
             return _streamed(exchange, exchange.late_pieces(ask), exchange.blank().content_type)
         if isinstance(first, Ended):
-            raise failure_of(first)
+            raise exchange.failure(first)
         if first.status in (None, 200):
             break
         body = await exchange.refusal_body()
@@ -212,7 +212,7 @@ async def _whole(exchange: Exchange, content_type: str) -> Response:
         body += b"".join(exchange.said(item))
     broken = not exchange.line.whole if exchange.passive else item.end is None and item.reason is not EndReason.ABORTED
     if broken:
-        raise failure_of(item)
+        raise exchange.failure(item)
     body += b"".join(exchange.said(item))
     return Response(bytes(body), content_type=content_type, headers=exchange.headers())
 

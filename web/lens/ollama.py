@@ -48,7 +48,7 @@ def blueprint(engine: Engine) -> Blueprint:
     @routes.get("/api/tags")
     async def tags() -> Response:
         await engine.catalog.refresh()
-        return Response(listing.tags(map(_public, engine.catalog.models)), content_type=JSON)
+        return Response(listing.tags(map(_public, engine.catalog.askable)), content_type=JSON)
 
     @routes.get("/api/ps")
     async def ps() -> Response:

@@ -22,7 +22,7 @@ def blueprint(engine: Engine) -> Blueprint:
     @routes.get("/v1/models")
     async def models() -> Response:
         await engine.catalog.refresh()
-        body = listing.models_body((model.name, model.info) for model in engine.catalog.models)
+        body = listing.models_body((model.name, model.info) for model in engine.catalog.askable)
         return Response(body, content_type=JSON)
 
     @routes.get("/v1/models/<path:name>")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeVar
 
 import attrs
 import msgspec
@@ -16,6 +16,7 @@ from quart import request
 
 from actors.reply_line import Ended, ReplyLine
 from actors.session import SessionRequest
+from engine.domain.errors import InvalidRequest
 from engine.domain.generation import (
     Chunk,
     EndReason,
@@ -44,6 +45,7 @@ NO_LOGPROBS: Final = "the runtime gave no log-probabilities"
 NO_LABEL: Final = "the model answered with no label of the vocabulary"
 NOT_SEEN: Final = "the label was not among the candidates that the runtime reported"
 
+B = TypeVar("B", bound=msgspec.Struct)
 Query = Annotated[str, msgspec.Meta(min_length=1, max_length=QUERY_CHARS_MAX)]
 Doc = Annotated[str, msgspec.Meta(max_length=DOC_CHARS_MAX)]
 
@@ -80,7 +82,7 @@ class Judged:
 async def classify_domain(service: Service) -> tuple[dict[str, Any], dict[str, str]]:
     """Body and headers. Domains after the first are those that the model considered, at most `top_k` in all."""
     began_us = service.engine.clock()
-    body = decode(await _data(), _classify_decoder)
+    body = await _body(_classify_decoder)
     query = _words(body.query)
     domains, chosen = service.taxonomy.domains, await service.choose()
     reading = await _ask(service, chosen, domains, query)
@@ -104,7 +106,7 @@ async def classify_domain(service: Service) -> tuple[dict[str, Any], dict[str, s
 async def extract_tmd(service: Service) -> tuple[dict[str, Any], dict[str, str]]:
     """Body and headers. The triplet is always whole; `validated` says what of it is the model's own word."""
     began_us = service.engine.clock()
-    body = decode(await _data(), _extract_decoder)
+    body = await _body(_extract_decoder)
     query, taxonomy = _words(body.query), service.taxonomy
     context = fitted(body.context_docs, taxonomy.prompt.context_chars_max)
     chosen = await service.choose()
@@ -132,7 +134,7 @@ async def extract_tmd(service: Service) -> tuple[dict[str, Any], dict[str, str]]
 
 async def validate_domain(service: Service) -> dict[str, Any]:
     """Whether a name is a domain, and the nearest one. No model is asked."""
-    body = decode(await _data(), _validate_decoder)
+    body = await _body(_validate_decoder)
     domains = service.taxonomy.domains
     label = domains.canonical(body.domain)
     return {
@@ -189,10 +191,15 @@ async def _ask(
     return read_label(tokens, text, vocabulary.labels)
 
 
-async def _data() -> bytes:
-    body = await request.get_data(as_text=False)
-    assert isinstance(body, bytes)
-    return body
+async def _body(decoder: msgspec.json.Decoder[B]) -> B:
+    """Raises InvalidRequest, always with the field in its details."""
+    data = await request.get_data(as_text=False)
+    assert isinstance(data, bytes)
+    try:
+        return decode(data, decoder)
+    except InvalidRequest as error:
+        error.details.setdefault("field", "body")
+        raise
 
 
 def _words(query: str) -> str:

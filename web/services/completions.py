@@ -76,7 +76,15 @@ class ServiceDialect:
     NATIVE_PATHS: Collection[str] = ()
 
     def parse(self, path: str, body: bytes) -> Asked:
-        """Raises InvalidRequest naming the field."""
+        """Raises InvalidRequest, always with the field in its details."""
+        try:
+            return self._parsed(body)
+        except InvalidRequest as error:
+            place = _PLACE.search(error.message)
+            error.details.setdefault("field", "body" if place is None else place[1])
+            raise
+
+    def _parsed(self, body: bytes) -> Asked:
         fields = decode(body, _fields)
         try:
             given = _name.decode(fields.get("model", b"null"))
@@ -87,23 +95,13 @@ class ServiceDialect:
                 "model", f"this service answers with {self.model}; leave it out, or ask the engine's own API for others"
             )
         fields["model"] = msgspec.Raw(msgspec.json.encode(self.model))
-        asked = self._parsed(msgspec.json.encode(fields))
+        asked = self.inner.parse(self.path, msgspec.json.encode(fields))
         if asked.load_only:
             raise refused("prompt", "is missing")
         for field in needs(asked):
             if field in RANGES:
                 raise refused(field, RANGES[field])
         return asked
-
-    def _parsed(self, body: bytes) -> Asked:
-        """As the dialect understands it; a refusal has its field in the details too, where the dialect only says it."""
-        try:
-            return self.inner.parse(self.path, body)
-        except InvalidRequest as error:
-            place = _PLACE.search(error.message)
-            if place is not None:
-                error.details.setdefault("field", place[1])
-            raise
 
     def reply_for(self, asked: Asked, native: bool, facts: ReplyFacts) -> Reply:
         reply = self.inner.reply_for(asked, native, facts)

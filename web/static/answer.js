@@ -82,7 +82,7 @@ export function idle(composer) {
 /** @param {Session|null} session @param {Composer} composer */
 function title(session, composer) {
   const prompt = session && composer.prompts.get(session.id);
-  put(byId("title"), session ? (prompt ? visible(prompt).split("\n")[0] : `${visible(session.awaited) || "Session"} via ${session.origin || "another program"}`) : "Ready");
+  put(byId("title"), session ? (prompt ? visible(prompt).split("\n")[0] : `${session.streams.length > 1 ? `Council of ${session.streams.length}` : visible(session.awaited) || "Session"} via ${session.origin || "another program"}`) : "Ready");
   const meta = session ? [`session ${session.id.slice(0, 8)}`, elapsed(session), ...(session.streams.length > 1 ? [counted(session.streams.length, "stream")] : []), counted(session.tokens, "token")] : [];
   put(byId("meta"), meta.join(" · "));
 }
@@ -113,6 +113,9 @@ function parameters(session) {
 
 /** Model card: the one that speaks, else the one that is picked. @param {Session|null} session @param {Composer} composer @param {number} now */
 function about(session, composer, now) {
+  const many = session?.active ? session.plural : composer.picker.mode !== "single";
+  byId("about").hidden = many;
+  put(byId("about-title"), many ? "Models" : "Model");
   const model = composer.models.get(session?.active ? session.awaited : composer.model.value || (session?.awaited ?? ""));
   const box = byId("about");
   const name = model?.name ?? (session?.active ? session.awaited : "");

@@ -9,7 +9,7 @@ const STOP_TIMEOUT_MS = 30_000; // /stop answers when the runtime's connection i
  * @typedef {{ws_url: string, version: string, schema_version: string, boot: string, tier: string, limits?: Record<string, any>}} Bootstrap
  * @typedef {{name: string, runtime: string, state?: string, capabilities?: string[], details?: Record<string, any>,
  *   size_bytes?: number, resident_bytes?: number, last_used?: string|null, tps?: number|null, ttft_ms?: number|null, pinned?: boolean}} Model
- * @typedef {{ram_total_bytes: number, ram_budget_bytes: number, vram_budget_bytes: number, used_bytes: number}} Memory
+ * @typedef {{ram_total_bytes: number, ram_budget_bytes: number, vram_budget_bytes: number|null, used_bytes: number}} Memory
  * @typedef {{session_id: string, dropped_models?: string[]}} Accepted
  * @typedef {{success: boolean, tokens_generated: number, stop_latency_ms: number|null}} Stopped
  * @typedef {{name: string, kind: string, url: string|null, local: boolean, up: boolean|null, reason: string|null}} RuntimeState
@@ -100,12 +100,6 @@ export const unload = (name) => call("/models/unload", { body: { name } });
 
 /** Why a model is where it is. @param {string} name @returns {Promise<any>} */
 export const why = (name) => call(`/models/${name.split("/").map(encodeURIComponent).join("/")}/why`);
-
-/** @param {"model"|"agent"|"day"} by @returns {Promise<any>} */
-export const usage = (by) => call(`/usage?by=${by}`);
-
-/** @returns {Promise<any>} */
-export const stats = () => call("/stats");
 
 /** The engine's own description of its calls. @returns {Promise<import("./features.js").Description>} */
 export const description = () => call("/openapi.json");

@@ -1,30 +1,34 @@
 /** Puts the page together: messages go into the store, one animation frame draws, numbers follow at 10 Hz. */
 
-import { showAnswer } from "./answer.js";
+import { idle, showAnswer } from "./answer.js";
 import { Composer } from "./composer.js";
 import { Connection } from "./connection.js";
 import { Downloads } from "./downloads.js";
-import { Evidence } from "./evidence.js";
-import { Field } from "./field.js";
+import { EnsembleCard } from "./ensemble.js";
+import { Events } from "./events.js";
+import { Features } from "./features.js";
 import { byId } from "./format.js";
 import { showGuide, showReach, spoken } from "./guide.js";
+import { Heat } from "./heat.js";
+import { Inspector, short } from "./inspector.js";
 import { Keys } from "./keys.js";
+import { Lanes } from "./lanes.js";
 import { Library } from "./library.js";
+import { Load, Pace } from "./load.js";
+import { Picking } from "./picking.js";
+import { Picture } from "./picture.js";
+import { Pool } from "./pool.js";
 import { Readiness } from "./readiness.js";
 import { Readout } from "./readout.js";
 import { RenderReport } from "./rendered.js";
-import { Bolts, draw, GAUGE_PX } from "./scene.js";
+import { Screens } from "./screens.js";
 import { Announcer, showBanners, showSessions, showStatus } from "./status.js";
 import { Rate, Store } from "./store.js";
-import { TextView } from "./text.js";
 import { Theme } from "./theme.js";
 import { Transfers } from "./transfers.js";
 
 const NUMBERS_MS = 100;
 const SLOW_MS = 1_000;
-const STILL_MS = 250; // with reduced motion the field moves four times a second
-const GAUGE_FROM_PX = 640; // a narrower field keeps its width for the line
-const NARROW_RIGHT_PX = 16;
 const ERRORS = 20;
 
 /** @typedef {import("./session.js").Session} Session */
@@ -34,33 +38,36 @@ class Page {
     /** @type {string[]} */
     this.errors = [];
     this.store = new Store();
-    this.link = new Connection((message) => this.store.ingest(message, performance.now()), () => this.store.seen());
+    this.link = new Connection((message) => this._received(message), () => this.store.seen());
+    this.pace = new Pace((message) => this.link.send(message), (away) => this._paced(away));
     this.rendered = new RenderReport((message) => this.link.send(message));
-    this.theme = new Theme(() => this.repaint());
-    this.canvas = /** @type {HTMLCanvasElement} */ (byId("field"));
-    this.ctx = /** @type {CanvasRenderingContext2D} */ (this.canvas.getContext("2d"));
-    this.field = new Field(document.createElement("canvas"));
-    this.bolts = new Bolts();
-    this.text = new TextView(byId("text"), byId("scroll"), /** @type {HTMLButtonElement} */ (byId("follow")));
+    this.load = new Load();
+    this.theme = new Theme(() => this.picture?.repaint());
+    this.picking = new Picking();
+    this.picture = new Picture(this.theme, this.picking);
+    this.lanes = new Lanes(byId("lanes"), (slot) => this.solo(slot));
+    this.ensemble = new EnsembleCard();
     this.readout = new Readout();
-    this.evidence = new Evidence();
+    this.inspector = new Inspector((words) => this.announcer.say(words));
+    this.heat = new Heat();
     this.composer = new Composer();
     this.announcer = new Announcer();
     this.readiness = new Readiness((before, after) => this._became(before, after));
     this.downloads = new Downloads((name, here, mine) => this._downloaded(name, here, mine));
     this.transfers = new Transfers(this.downloads);
     this.library = new Library({ download: (name) => this.downloads.start(name) });
+    this.features = new Features(() => this._described());
+    this.pool = new Pool({ refresh: () => this.composer.refreshModels(), reasons: () => this.features.has("/models/{name}/why"), say: (words) => this.announcer.say(words) });
+    this.events = new Events((entry) => this._showEvent(entry));
+    this.sessions = /** @type {HTMLSelectElement} */ (byId("sessions"));
+    this.screens = new Screens(this);
     this.drawRate = new Rate();
-    this.framesDrawn = 0;
     /** @type {Session|null} */
     this.shown = null;
-    this.sessions = /** @type {HTMLSelectElement} */ (byId("sessions"));
-    this.composer.onAccepted = () => (this.sessions.value = "");
+    this.composer.onNote = (words) => this.announcer.say(words);
+    this.composer.onAccepted = () => this._accepted();
     this.composer.onListed = (listing) => this._listed(listing);
     this._lives = 0;
-    this._gauge = true;
-    this._dirty = true;
-    this._steppedAt = 0;
     this._numbersAt = 0;
     this._slowAt = 0;
   }
@@ -69,31 +76,79 @@ class Page {
     addEventListener("error", (event) => this._fault(event.message));
     addEventListener("unhandledrejection", (event) => this._fault(String(event.reason)));
     document.addEventListener("securitypolicyviolation", (event) => this._fault(`CSP: ${event.violatedDirective}`));
-    this.evidence.box.open = innerWidth > 980;
-    new Keys(this);
+    new Keys(this._actions());
     byId("guide-download").addEventListener("click", () => this.downloads.start(this.readiness.health?.suggested_model ?? ""));
     byId("guide-again").addEventListener("click", () => this._lookAgain());
-    new ResizeObserver(() => this._resize()).observe(/** @type {Element} */ (this.canvas.parentElement));
+    byId("lanes").addEventListener("click", (event) => this._clickedText(event));
+    this.picture.canvas.addEventListener("click", (event) => this.picture.pick(event) && this._picked());
+    this.screens.start();
     this.link.start();
     requestAnimationFrame((now) => this._tick(now));
   }
 
-  stop() {
-    this.composer.stop(this.shown);
+  /** @returns {import("./keys.js").Actions} */
+  _actions() {
+    return {
+      stop: () => void this.composer.stop(this.shown),
+      stopAll: () => this.store.sessions.forEach((session) => this.composer.stop(session)),
+      freeze: () => this.freeze(),
+      evidence: () => this.evidence(!this.inspector.open),
+      solo: (slot) => (slot < 0 ? this.solo(this.picking.solo) : this.solo(slot)),
+      step: (by) => this._step(by),
+      zoom: (by) => this.picture.setZoom(by > 0 ? Math.min(4, this.picture.field.columnPx * 2) : Math.max(1, this.picture.field.columnPx / 2)),
+      whole: () => void (document.fullscreenElement ? document.exitFullscreen() : this.picture.canvas.parentElement?.requestFullscreen()),
+      copy: () => void this.inspector.copy(),
+      table: () => byId(this.shown?.plural ? "members" : "measured").focus(),
+      goTo: (screen) => this.screens.goTo(screen),
+      prompt: () => this.composer.prompt.focus(),
+      theme: this.theme,
+    };
   }
 
-  repaint() {
-    this.field.repaint(this.shown, this.theme.palette, this.theme.reducedMotion);
-    this._dirty = true;
+  /** @param {number} slot the one that is alone already gives room to all again */
+  solo(slot) {
+    if (slot >= 0 && slot < (this.shown?.streams.length ?? 0) && this.shown?.plural) this.picking.toggleSolo(slot);
+    this.picture.touch();
+  }
+
+  /** @param {boolean} open */
+  evidence(open) {
+    this.inspector.turn(open);
+    if (!open) this.picking.position = null;
+    document.body.classList.toggle("with-evidence", open);
+    this.picture.touch();
+  }
+
+  freeze() {
+    this.picture.frozen = !this.picture.frozen;
+    this.picture.touch();
+  }
+
+  /** @param {any} message */
+  _received(message) {
+    const now = performance.now();
+    this.store.ingest(message, now);
+    this.pace.heard(now);
+  }
+
+  /** @param {boolean} away */
+  _paced(away) {
+    if (away) this.store.skipped = 0;
+    else if (this.store.skipped > 0) this.announcer.say("paused in the background, resumed");
+    this.store.away = away;
   }
 
   /** @param {number} now */
   _tick(now) {
     requestAnimationFrame((next) => this._tick(next));
+    const began = performance.now();
+    this.pace.drawn(began);
     const session = this.store.sessions.get(this.sessions.value) ?? this.store.newest();
     if (session !== this.shown) this._switch(session);
-    if (session) this.text.sync(session);
-    this._drawField(session, now);
+    if (this.screens.screen === "stream") {
+      this.lanes.sync(session);
+      if (this.picture.tick(now, this.load.level)) this.rendered.painted(this.store.frame, this.store.receivedAt, this.drawRate.perSecond(now), now);
+    }
     for (const { event, atMs } of this.store.modelEvents.splice(0)) {
       this.downloads.heard(event);
       this.library.heard(event, atMs);
@@ -107,55 +162,53 @@ class Page {
       this._slowAt = now;
       this._slow(session);
     }
+    if (this.picture.framesDrawn !== this._drawn) this.drawRate.mark(now);
+    this._drawn = this.picture.framesDrawn;
+    this.load.mark(performance.now() - began);
   }
+
+  _drawn = 0;
 
   /** @param {Session|null} session */
   _switch(session) {
     this.shown = session;
-    this.bolts.live = [];
-    this.field.begin();
-    this.repaint();
-    if (!session) this.text.clear();
-  }
-
-  /** @param {Session|null} session @param {number} now */
-  _drawField(session, now) {
-    const still = this.theme.reducedMotion;
-    if (still && now - this._steppedAt < STILL_MS && !this._dirty) return;
-    this._steppedAt = now;
-    const columns = session?.columns.count ?? 0;
-    const moved = session !== null && columns !== this.field.painted;
-    const hadBolts = this.bolts.live.length > 0;
-    if (moved) {
-      const strikes = this.field.advance(session, this.theme.palette, still);
-      if (!still) this.bolts.add(strikes, now);
-    }
-    this.bolts.expire(now);
-    if (!moved && !hadBolts && !this._dirty) return;
-    draw(this.ctx, this.field, { session, palette: this.theme.palette, bolts: this.bolts, now, gauge: this._gauge });
-    this._dirty = false;
-    this.framesDrawn += 1;
-    this.drawRate.mark(now);
-    if (moved) this.rendered.painted(this.store.frame, this.store.receivedAt, this.drawRate.perSecond(now), now);
+    this.picking.of(session);
+    this.screens.opened(session);
+    this.picture.show(session);
   }
 
   /** @param {Session|null} session @param {number} now */
   _numbers(session, now) {
-    this.readout.show(session);
-    this.evidence.show(session);
-    this.composer.show(session, this.link.state === "live");
-    showAnswer(session, this.composer, now);
-    showStatus(this.store, this.link, this.drawRate.perSecond(now), now);
+    const live = this.link.state === "live";
+    const own = { drawnPerSecond: this.drawRate.perSecond(now), mainMs: this.load.meanMs, lagMs: this.rendered.lagMs, load: this.load.words, frozen: this.picture.frozen };
+    showStatus(this.store, this.link, own, now);
     const picked = this.composer.models.get(this.composer.model.value);
-    showBanners(session, this.link, picked?.details?.synthetic === true, now);
-    byId("energy-bar").style.width = `${(session?.reading?.energy ?? 0) * 100}%`;
+    showBanners(session, this.link, this.composer.picker.mode === "single" && picked?.details?.synthetic === true, now);
     showGuide(this.readiness, this.downloads, this.composer.demonstrations, now);
     showReach(this.readiness);
     this.transfers.show();
+    this.composer.show(session, live);
+    this.inspector.show(session, this.picking.picked, this.theme.palette);
+    if (this.screens.screen === "stream") {
+      this.lanes.show(session, this.picking.solo, idle(this.composer), now);
+      this.ensemble.show(session);
+      this.readout.show(session, this.picking.stream);
+      byId("measured").hidden = session?.plural === true && this.picking.solo < 0;
+      showAnswer(session, this.composer, now);
+      this.heat.show(this.lanes, session, this.inspector.open, this.picking.picked, now);
+    } else if (this.screens.screen === "pool") this.pool.show(this._streaming(), this.library, now);
+    else if (this.screens.screen === "events") this.events.show(this.store.log, now);
     if (this.link.lives === this._lives) return;
     if (this._lives === 0) this.downloads.resume();
     this._lives = this.link.lives;
+    this.pace.begin();
+    this.features.ask(this.link.engine?.boot ?? "");
     this._lookAgain();
+  }
+
+  /** Models of running sessions. */
+  _streaming() {
+    return [...this.store.sessions.values()].filter(({ active }) => active).flatMap(({ streams }) => streams.filter(({ done, error }) => !done && !error).map(({ model }) => model));
   }
 
   /** Asks the engine how it is and what it has. */
@@ -164,11 +217,22 @@ class Page {
     this.readiness.ask();
   }
 
+  /** The engine told what it can do. */
+  _described() {
+    this.composer.picker.allow(this.features, this.link.engine);
+  }
+
+  _accepted() {
+    this.sessions.value = "";
+    this.screens.follow();
+  }
+
   /** @param {import("./api.js").Listing} listing */
   _listed(listing) {
     this.downloads.listed(listing.pulls ?? []);
     this.library.listed();
     this.readiness.listed(listing.models);
+    this.pool.listed(listing);
   }
 
   /** The engine is in another state than before. @param {string} before @param {string} after */
@@ -184,28 +248,51 @@ class Page {
     this.readiness.ask();
   }
 
+  /** @param {number} by */
+  _step(by) {
+    if (!this.inspector.open) return;
+    this.picking.step(by);
+    this._picked();
+  }
+
+  /** A token was picked. */
+  _picked() {
+    const { picked } = this.picking;
+    if (!this.inspector.open) this.evidence(true);
+    this.picture.touch();
+    if (picked) this.announcer.say(`token ${picked.heard.token.position}, ${short(picked.heard.token.text)}`);
+  }
+
+  /** @param {MouseEvent} event */
+  _clickedText(event) {
+    const box = event.target instanceof Element ? event.target.closest(".text") : null;
+    const lane = this.lanes.lanes.find(({ text }) => text === box);
+    if (!lane || !this.inspector.open || !document.caretPositionFromPoint) return;
+    const place = document.caretPositionFromPoint(event.clientX, event.clientY);
+    if (place && this.picking.pickInText(lane.slot, lane.view.positionOf(place.offsetNode, place.offset))) this._picked();
+  }
+
+  /** @param {import("./eventlog.js").Entry} entry */
+  _showEvent(entry) {
+    if (this.store.sessions.has(entry.session)) this.screens.show("stream", entry.session);
+  }
+
   /** @param {Session|null} session */
   _slow(session) {
     showSessions(this.store);
     this.library.show(this.composer.models, this.readiness.away);
-    const reading = session?.reading;
-    const words = reading
-      ? `Energy over time of ${session?.model}: now ${reading.energy.toFixed(2)}, ${reading.state.toLowerCase()}, ${reading.tps.toFixed(0)} tokens per second.`
-      : "Energy over time. Nothing has been measured yet.";
-    const unknown = session?.probability === null ? "Probability of the tokens: unknown, this runtime gives none" : "";
+    this.screens.write();
+    const [first] = session?.streams ?? [];
+    const told = session?.streams.filter(({ reading }) => reading) ?? [];
+    const each = told.map(({ model, reading }) => `${model}: now ${reading?.energy?.toFixed(2) ?? "unknown"}, ${reading?.state.toLowerCase()}, ${reading?.tps.toFixed(0)} tokens per second.`);
+    const words = told.length > 0 ? `Energy over time. ${each.join(" ")}` : "Energy over time. Nothing has been measured yet.";
+    const unknown = first?.probability === null ? "Probability of the tokens: unknown, this runtime gives none" : "";
     const label = unknown ? `${words} ${unknown}.` : words;
-    if (this.canvas.getAttribute("aria-label") !== label) this.canvas.setAttribute("aria-label", label);
-    if (this.canvas.title !== unknown) this.canvas.title = unknown;
-  }
-
-  _resize() {
-    const { clientWidth: width, clientHeight: height } = this.canvas;
-    const scale = Math.min(2, devicePixelRatio || 1);
-    this._gauge = width >= GAUGE_FROM_PX;
-    this.canvas.width = Math.round(width * scale);
-    this.canvas.height = Math.round(height * scale);
-    this.field.resize(width, height, scale, this._gauge ? GAUGE_PX : NARROW_RIGHT_PX);
-    this.repaint();
+    const { canvas } = this.picture;
+    if (canvas.getAttribute("aria-label") !== label) canvas.setAttribute("aria-label", label);
+    if (canvas.title !== unknown) canvas.title = unknown;
+    const twin = session?.plural ? "members" : "measured";
+    if (canvas.getAttribute("aria-details") !== twin) canvas.setAttribute("aria-details", twin);
   }
 
   /** @param {string} words */
@@ -219,11 +306,18 @@ const page = new Page();
 // What the status bar shows, for tests and for the curious. Read-only.
 const report = Object.freeze({
   get framesReceived() { return page.store.framesReceived; },
-  get framesDrawn() { return page.framesDrawn; },
+  get framesDrawn() { return page.picture.framesDrawn; },
   get gaps() { return page.store.gaps; },
-  get strikes() { return page.field.strikes; },
+  get strikes() { return page.picture.field.strikes.reduce((sum, count) => sum + count, 0); },
+  get strikesByStream() { return [...page.picture.field.strikes]; },
+  get hatchedByStream() { return [...page.picture.field.hatched]; },
+  get columns() { return page.picture.field.painted; },
+  get bolts() { return page.picture.bolts.thrown; },
   get tokens() { return page.shown?.tokens ?? 0; },
-  get lastEnergy() { return page.shown?.reading?.energy ?? null; },
+  get lastEnergy() { return page.shown?.streams[0]?.reading?.energy ?? null; },
+  get mainMs() { return page.load.meanMs; },
+  get lagMs() { return page.rendered.lagMs; },
+  get level() { return page.load.level; },
   get errors() { return [...page.errors]; },
 });
 Object.defineProperty(window, "__wf", { value: report });

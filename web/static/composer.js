@@ -30,6 +30,8 @@ export class Composer {
     this.stops = new Map();
     this.sending = false;
     this.onAccepted = () => {};
+    /** @type {(words: string) => void} */
+    this.onNote = () => {};
     /** @type {(listing: api.Listing) => void} */
     this.onListed = () => {};
     /** @type {"no"|"asking"|"again"} */
@@ -164,6 +166,7 @@ export class Composer {
   _note(words) {
     put(byId("note"), words);
     byId("note").hidden = words === "";
+    if (words) this.onNote(words);
   }
 
   /** @param {unknown} error */

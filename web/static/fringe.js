@@ -45,16 +45,17 @@ export class Fringe {
     this._paint(contrast(di), Number.isNaN(lag) ? 0 : phase(lag), gold, slot, palette);
     ctx.drawImage(this.canvas, slot.x - slot.width, slot.y0, slot.width, slot.y1 - slot.y0);
     const before = i > together.born && i > together.count - COLUMNS ? together.di[(i - 1) % COLUMNS] : NaN;
-    const points = [slot.x - slot.width, diY(slot, Number.isNaN(before) ? di : before), slot.x, diY(slot, di)];
-    trace(ctx, points);
-    ctx.lineCap = "round";
+    const from = diY(slot, Number.isNaN(before) ? di : before);
+    ctx.lineCap = "butt"; // round ends of the halo would cover the line before
     ctx.globalAlpha = 0.75;
     ctx.strokeStyle = palette.panel;
     ctx.lineWidth = 3.6;
+    trace(ctx, [slot.x - slot.width, from, slot.x, diY(slot, di)]);
     ctx.stroke();
     ctx.globalAlpha = 1;
     ctx.strokeStyle = palette.text;
     ctx.lineWidth = 1.5;
+    trace(ctx, [slot.x - slot.width - 1, from, slot.x, diY(slot, di)]);
     ctx.stroke();
     if (!gold) return;
     ctx.fillStyle = palette.gold;

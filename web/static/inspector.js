@@ -22,7 +22,9 @@ export function short(text) {
 }
 
 export class Inspector {
-  constructor() {
+  /** @param {(words: string) => void} say */
+  constructor(say) {
+    this.say = say;
     this.box = byId("evidence");
     this.rows = byId("evidence-values");
     this.alternatives = byId("alternatives");
@@ -49,6 +51,7 @@ export class Inspector {
     const all = { session_id: session.id, stream_id: picked.stream.id, model: picked.stream.model, frame, token, reading, energy_before: before, energy_params: session.energyParams };
     const said = await navigator.clipboard.writeText(JSON.stringify(all, null, 2)).then(() => "Copied", () => "The browser refused the clipboard");
     put(byId("evidence-copied"), said);
+    this.say(said);
   }
 
   /** @param {Session|null} session @param {Picked|null} picked @param {import("./theme.js").Palette} palette */

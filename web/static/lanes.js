@@ -65,6 +65,7 @@ class Lane {
     this.scroll = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Answer" }, this.text, this.waiting, this.error);
     this.follow = element("button", { type: "button", class: "pill follow" });
     this.foot = element("footer", "mono quiet");
+    this.foot.title = `Time to first token; Δt: median and 95th percentile of the newest ${STATISTIC_TOKENS} tokens; H̄: their mean entropy, a lower bound`;
     const head = element("header", "", sign(slot), this.name, this.state, this.chosen, this.stall, element("span", "grow"), element("span", "mono", this.rate, element("span", "quiet", " tok/s")), this.solo);
     const bar = element("div", { class: "bar", "aria-hidden": "true" }, this.bar);
     this.box = element("article", { class: "card lane", "data-slot": String(slot), "aria-labelledby": `lane-${slot}` }, head, bar, this.scroll, this.follow, this.foot);
@@ -104,7 +105,7 @@ class Lane {
   _figures(stream) {
     const { p50, p95, entropy } = figures(stream);
     const ttft = known(stream.ttftMs) ? `${(stream.ttftMs / 1000).toFixed(2)} s` : "—";
-    return `TTFT ${ttft}   Δt ${fixed(p50, 0)}/${fixed(p95, 0)} ms   H̄ ${fixed(entropy, 2)} bit   ${stream.tokens} tok`;
+    return `TTFT ${ttft}  Δt ${fixed(p50, 0)}/${fixed(p95, 0)} ms  H̄ ${fixed(entropy, 2)} bit  ${stream.tokens} tok`;
   }
 }
 
@@ -136,6 +137,7 @@ export class Lanes {
     for (let slot = 0; slot < this._count; slot += 1) {
       const lane = this.lanes[slot];
       lane.show(session, session?.streams[slot] ?? null, idle, now);
+      lane.view.settle();
       lane.solo.hidden = this._count < 2;
       lane.solo.setAttribute("aria-pressed", String(solo === slot));
       lane.solo.setAttribute("aria-label", `Solo ${session?.streams[slot]?.model ?? ""}`);

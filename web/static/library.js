@@ -8,6 +8,7 @@ import { visible } from "./text.js";
 
 const LISTED = 200;
 const NEWS = 6;
+const WIDE_PX = 1180; // from here on there is room for the list
 const MEANINGS = new Map([
   ["absent", "not in memory; asking it loads it"],
   ["pulling", "being downloaded"],
@@ -22,7 +23,8 @@ const MEANINGS = new Map([
 export class Library {
   /** @param {{download: (name: string) => void}} actions */
   constructor({ download }) {
-    this.box = byId("models");
+    this.box = /** @type {HTMLDetailsElement} */ (byId("models"));
+    this.box.open = innerWidth > WIDE_PX;
     this.list = byId("model-list");
     this.news = byId("model-news");
     /** @type {Map<string, {state: string, reason: string|null}>} what events said after the last listing */

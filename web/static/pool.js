@@ -13,7 +13,7 @@ const ROWS_MAX = 200;
 /** @typedef {{box: HTMLTableRowElement, cells: HTMLElement[], load: HTMLButtonElement, unload: HTMLButtonElement, pin: HTMLButtonElement, why: HTMLButtonElement}} Row */
 
 export class Pool {
-  /** @param {{refresh: () => void, reasons: () => boolean, away: () => string[]}} page what it asks of the page */
+  /** @param {{refresh: () => void, reasons: () => boolean, say: (words: string) => void}} page what it asks of the page */
   constructor(page) {
     this.page = page;
     this.rows = byId("pool-rows");
@@ -67,7 +67,7 @@ export class Pool {
       part.style.width = `${((model.resident_bytes ?? 0) / whole) * 100}%`;
       part.title = `${model.name}: ${bytes(model.resident_bytes ?? 0)}`;
     });
-    put(byId("vram-words"), vram > 0 ? `The tier's budget of GPU memory is ${bytes(vram)}.` : "The tier has no budget of GPU memory.");
+    put(byId("vram-words"), vram ? `The tier's budget of GPU memory is ${bytes(vram)}.` : "The tier has no budget of GPU memory.");
   }
 
   /** @param {Model} model @param {number} at @param {string[]} streaming @param {{state: string, reason: string|null}|undefined} heard */
@@ -146,5 +146,6 @@ export class Pool {
     put(box, visible(words));
     box.className = bad ? "error" : "quiet";
     box.hidden = false;
+    this.page.say(words);
   }
 }

@@ -95,7 +95,7 @@ export class Session {
 
   /** The stream that speaks; a model that was named without a stream takes the first. @param {string} id @param {string} model */
   heard(id, model) {
-    return this.stream(id, model || this._expected);
+    return this.stream(id, (this.streams.length === 0 && this._expected) || model);
   }
 
   /** The model whose words are waited for, before any stream has an id. */

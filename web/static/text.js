@@ -1,8 +1,10 @@
 /** Streamed text: made safe to look at, appended in small blocks, followed only while the reader is at the end. */
 
-export const BLOCK_CHARS = 800;
+export const BLOCK_CHARS = 2_400; // a block ends at a newline long before; only an endless line is cut
+const ENOUGH_CHARS = 400;
 const DOM_CHARS = 65_536;
 const NEAR_END_PX = 24;
+const TOUCH_MS = 1_000; // a scroll that long after a touch is the reader's; others come from text that grew
 
 // Everything that would act instead of show: C0 except tab and newline, DEL, C1, bidi marks, embeddings and isolates,
 // line and paragraph separators.
@@ -46,6 +48,8 @@ export class TextView {
     this.scroller = scroller;
     this.pill = pill;
     this.following = true;
+    this._touchedAt = -TOUCH_MS; // the reader's hand was on it
+    this._top = 0;
     /** @type {Stream|null} */
     this._stream = null;
     this._epoch = -1;
@@ -60,7 +64,7 @@ export class TextView {
     /** @type {WeakMap<Node, number>} where the text of a block begins */
     this._starts = new WeakMap();
     scroller.addEventListener("scroll", () => this._scrolled(), { passive: true });
-    scroller.addEventListener("wheel", (event) => event.deltaY < 0 && this._leave(), { passive: true });
+    for (const touch of ["wheel", "touchmove", "keydown", "pointerdown"]) scroller.addEventListener(touch, () => (this._touchedAt = performance.now()), { passive: true });
     pill.addEventListener("click", () => this.toEnd());
     new ResizeObserver(() => this.following && this.toEnd()).observe(scroller);
   }
@@ -88,6 +92,12 @@ export class TextView {
     this.box.replaceChildren();
     this._stream = null;
     this._label();
+  }
+
+  /** Heights of blocks out of sight are estimates; once they are known the end is elsewhere. 10 Hz. */
+  settle() {
+    const { scrollTop, scrollHeight, clientHeight } = this.scroller;
+    if (this.following && scrollHeight - clientHeight - scrollTop > 1) this.toEnd();
   }
 
   toEnd() {
@@ -145,7 +155,7 @@ export class TextView {
       this._domChars += length;
       this._at += length;
       text = text.slice(length);
-      if (text || (tail.length > BLOCK_CHARS / 2 && tail.data.endsWith("\n"))) this._tail = null;
+      if (text || (tail.length > ENOUGH_CHARS && tail.data.endsWith("\n"))) this._tail = null;
     }
   }
 
@@ -180,14 +190,13 @@ export class TextView {
     this.box.prepend(note);
   }
 
-  /** The reader turned back. */
-  _leave() {
-    if (this.scroller.scrollHeight > this.scroller.clientHeight) this.following = false;
-  }
-
   _scrolled() {
     const { scrollTop, scrollHeight, clientHeight } = this.scroller;
-    this.following = scrollHeight - clientHeight - scrollTop <= NEAR_END_PX;
+    const near = scrollHeight - clientHeight - scrollTop <= NEAR_END_PX;
+    const back = scrollTop < this._top && performance.now() - this._touchedAt < TOUCH_MS;
+    this._top = scrollTop;
+    if (near) this.following = true;
+    else if (back) this.following = false;
     if (this.following) this._unread = 0;
     this._label();
   }

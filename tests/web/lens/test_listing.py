@@ -65,11 +65,12 @@ async def test_the_version_is_one_that_clients_can_compare(autojump_clock):
 async def test_both_lists_name_the_models_as_the_engine_does(autojump_clock):
     async with running_api() as api:
         tags = (await api.get("/api/tags")).json["models"]
-        assert [(model["name"], model["model"], model["size"]) for model in tags] == [
-            (name, name, 1000) for name in "abc"
+        assert [(model["name"], model["model"], model.get("size")) for model in tags] == [
+            *((name, name, 1000) for name in "abc"),
+            ("council/default", "council/default", None),
         ]
         listed = (await api.get("/v1/models")).json
-        assert (listed["object"], [model["id"] for model in listed["data"]]) == ("list", ["a", "b", "c"])
+        assert (listed["object"], [model["id"] for model in listed["data"]]) == ("list", ["a", "b", "c", "council/default"])
         api.slice.runtime.models = ("new",)
         assert [model["name"] for model in (await api.get("/api/tags")).json["models"]] == ["new"]
         api.slice.runtime.models = ("newer",)

@@ -32,6 +32,7 @@ from engine.domain.errors import (
     UpstreamTruncated,
 )
 from engine.domain.pull import PullProgress
+from policies.egress import Permit, Purpose
 from transport.runtimes.llama_cpp.part_file import PartFile
 from transport.runtimes.upstream import Transport, Upstream, UpstreamResponse
 from transport.wire.ollama import decode
@@ -125,7 +126,7 @@ class HuggingFace:
         yield PullProgress("success", file.size, file.size)
 
     async def _files(self, repo: str) -> list[_File]:
-        upstream = await self._upstream(self.url, {})
+        upstream = self._upstream(self.url, {})
         answer = await upstream.ask("GET", f"/api/models/{repo}/tree/main?recursive=true", timeout_s=LIST_S)
         if answer.status != 200:
             raise _refusal(answer.status, repo)
@@ -138,7 +139,7 @@ class HuggingFace:
         headers = {"range": f"bytes={offset}-"} if offset else {}
         for _ in range(REDIRECTS_MAX + 1):
             origin, rest = _split(url)
-            upstream = await self._upstream(origin, headers)
+            upstream = self._upstream(origin, headers)
             async with upstream.open_stream("GET", rest, head_timeout_s=HEAD_S) as response:
                 if response.status not in _REDIRECTS:
                     yield response
@@ -158,11 +159,13 @@ class HuggingFace:
                 return target
         raise UpstreamProtocolError("Hugging Face sent us to another place, and we do not go there", host=host[:200])
 
-    async def _upstream(self, origin: str, headers: dict[str, str]) -> Upstream:
+    def _upstream(self, origin: str, headers: dict[str, str]) -> Upstream:
         if self.token is not None and origin == self.url:
             headers = headers | {"authorization": f"Bearer {self.token}"}
-        client = partial(Upstream, "Hugging Face", origin, self.transport, headers, connect_s=CONNECT_S)
-        return await _in_thread(client)  # it reads the certificates: some 30 ms
+        parts = urlsplit(origin)
+        tls = parts.scheme == "https"
+        permit = Permit(Purpose.DOWNLOAD, parts.hostname or "", parts.port or (443 if tls else 80), tls)
+        return Upstream("Hugging Face", origin, self.transport, headers, CONNECT_S, permit)
 
 
 def choose(files: list[_File], repo: str, quant: str | None) -> _File:

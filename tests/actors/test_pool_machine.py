@@ -1,0 +1,339 @@
+"""The pool against any sequence of what people, runtimes and time do to it, beside a plain model of what it must be.
+
+The pool runs in a trio thread of its own with a clock that only moves when a step says so; after each step everything
+has come to rest, and then both are compared. What a reference can say of it is small: who holds what, what may be in
+memory, and whether the first in the queue really has to wait, found by trying every choice of who could go.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+
+import attrs
+import trio
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from actors.lease import Grant
+from engine.domain.errors import EngineError, InsufficientMemory, SessionConflict, TierLimitExceeded
+from engine.domain.models import ModelState
+from tests.actors.pool_rig import rig
+
+SIZES = {"a": 3, "b": 3, "c": 5, "d": 2, "e": 11, "free": None}
+BUDGET, MODELS_MAX, PARALLEL_MAX, STREAMS_MAX, COOL_S = 10, 3, 2, 4, 30
+MODELS = sorted(SIZES)
+models = st.sampled_from(MODELS)
+
+
+@attrs.define(eq=False)
+class Caller:
+    """Somebody at the door of the pool. `got` is null until it is answered."""
+
+    names: tuple[str, ...]
+    stream: bool = True
+    got: tuple | EngineError | None = None
+    scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
+    gone: bool = False
+
+    @property
+    def holds(self):
+        if not self.stream or self.gone or not isinstance(self.got, tuple):
+            return []
+        return [grant.model for grant in self.got if isinstance(grant, Grant)]
+
+
+class World:
+    """The pool in its thread: `do` runs a function there and comes back when everything rests."""
+
+    def __init__(self):
+        self.ready = threading.Event()
+        self.error: BaseException | None = None
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+        assert self.ready.wait(20)
+
+    def _run(self):
+        try:
+            self.clock = MockClock()
+            trio.run(self._main, clock=self.clock)
+        except BaseException as error:
+            self.error = error
+        self.ready.set()
+
+    async def _main(self):
+        self.token, self.stop = trio.lowlevel.current_trio_token(), trio.Event()
+        limits = {"budget_bytes": BUDGET, "model_bytes_max": 10, "cooldown_us": COOL_S * 1_000_000}
+        async with rig(SIZES, load_s=2, parallel=PARALLEL_MAX, loaded=MODELS_MAX, streams=STREAMS_MAX, **limits) as p:
+            self.rig = p
+            self.tasks = trio.lowlevel.current_statistics().tasks_living
+            self.ready.set()
+            await self.stop.wait()
+            p.nursery.cancel_scope.cancel()
+
+    def do(self, call, *args):
+        async def step():
+            result = await call(*args) if call is not None else None
+            await wait_all_tasks_blocked()
+            return result
+
+        assert self.error is None, self.error
+        return trio.from_thread.run(step, trio_token=self.token)
+
+    def close(self):
+        if self.error is None:
+            trio.from_thread.run_sync(self.stop.set, trio_token=self.token)
+        self.thread.join(20)
+        assert not self.thread.is_alive()
+        if self.error is not None:
+            raise self.error
+
+
+class PoolMachine(RuleBasedStateMachine):
+    def __init__(self):
+        super().__init__()
+        self.world = World()
+        self.p = self.world.rig
+        self.callers: list[Caller] = []
+        self.pins = self.broke = False  # ever
+        self.unloads = 0
+
+    def teardown(self):
+        try:
+            self.quiesce()
+        finally:
+            self.world.close()
+
+    # ── what people do ──
+
+    def come(self, caller, enter):
+        async def stay():
+            with caller.scope:
+                try:
+                    async with enter() as got:
+                        caller.got = got if isinstance(got, tuple) else (got,)
+                        await trio.sleep_forever()
+                except EngineError as error:
+                    caller.got = error
+            caller.gone = True
+
+        async def start():
+            self.p.nursery.start_soon(stay)
+
+        self.callers.append(caller)
+        self.world.do(start)
+
+    @rule(name=models)
+    def ask(self, name):
+        ref = self.p.ref(name)
+        self.come(Caller((name,)), lambda: self.p.handle.lease(ref, self.p.teller(name)))
+
+    @rule(names=st.lists(models, min_size=1, max_size=3))
+    def ask_for_a_set(self, names):
+        refs = self.p.refs(names)
+        self.come(Caller(tuple(names)), lambda: self.p.handle.lease_set(refs, self.p.tell_of))
+
+    @rule(name=models, pin=st.booleans())
+    def load(self, name, pin):
+        caller = Caller((name,), stream=False)
+        self.pins |= pin
+
+        async def loading():
+            with caller.scope:
+                try:
+                    caller.got = (await self.p.handle.load(self.p.ref(name), self.p.teller(name), pin=pin),)
+                except EngineError as error:
+                    caller.got = error
+            caller.gone = True
+
+        async def start():
+            self.p.nursery.start_soon(loading)
+
+        self.callers.append(caller)
+        self.world.do(start)
+
+    @rule(name=models)
+    def prefetch(self, name):
+        before = list(self.p.runtime.unloads)
+
+        async def start():
+            self.p.start(self.p.handle.prefetch, self.p.ref(name))
+
+        self.world.do(start)
+        assert self.p.runtime.unloads == before
+
+    @precondition(lambda self: any(not c.gone for c in self.callers))
+    @rule(data=st.data())
+    def leave(self, data):
+        caller = data.draw(st.sampled_from([c for c in self.callers if not c.gone]))
+        self.world.do(self.cancel, caller)
+
+    async def cancel(self, caller):
+        caller.scope.cancel()
+
+    @rule(name=models)
+    def unload(self, name):
+        held = name in self.held()
+
+        async def unloading():
+            try:
+                return await self.p.handle.unload(self.p.ref(name))
+            except SessionConflict as error:
+                return error
+
+        answer = self.world.do(unloading)
+        if held:
+            assert isinstance(answer, SessionConflict)
+
+    # ── what runtimes and time do ──
+
+    @rule(seconds=st.sampled_from([0.5, 2, 10, 31]))
+    def time_passes(self, seconds):
+        self.pass_time(seconds)
+
+    def pass_time(self, seconds):
+        for _ in range(round(seconds * 2)):
+            self.world.clock.jump(0.5)
+            self.world.do(None)
+            self.watch()
+
+    @rule(name=models)
+    def breaks(self, name):
+        self.p.runtime.broken ^= {name}
+        self.broke = True
+
+    @rule()
+    def runtime_crashes(self):
+        async def crash():
+            self.p.runtime.in_memory.clear()
+            await self.p.catalog.refresh()
+
+        self.pass_time(0.5)
+        self.world.do(crash)
+
+    @rule()
+    def runtimes_are_asked(self):
+        self.pass_time(0.5)
+        self.world.do(self.p.catalog.refresh)
+
+    # ── what must hold ──
+
+    def held(self):
+        return [model for caller in self.callers for model in caller.holds]
+
+    def watch(self):
+        """Between any two moments of rest: caps hold, and nothing goes that must stay."""
+        runtime, held = self.p.runtime, self.held()
+        assert not runtime.faults
+        inside = {*runtime.in_memory, *runtime.on_its_way}
+        assert sum(SIZES[name] or 0 for name in inside) <= BUDGET
+        assert sum(SIZES[name] is not None for name in inside) <= MODELS_MAX
+        assert len(held) <= STREAMS_MAX
+        assert len(set(held)) <= PARALLEL_MAX
+        for name in runtime.unloads[self.unloads :]:
+            assert name not in held, f"{name} was unloaded under its callers"
+        self.unloads = len(runtime.unloads)
+
+    @invariant()
+    def the_books_agree(self):
+        if self.world.error is not None:
+            raise self.world.error
+        self.watch()
+        pool, held = self.p.pool, self.held()
+        admitted = [name for c in self.callers if len(c.names) > 1 and c.got is None and not c.gone for name in c.names]
+        for name, entry in pool.memory.entries.items():  # of a set whose other models still load, some are held already
+            assert held.count(name) <= len(entry.holders) <= held.count(name) + admitted.count(name)
+        assert set(held) <= pool.memory.entries.keys()
+        assert not any(lease.ticket.grant for asked in pool._queue for lease in asked.leases)  # who waits has nothing
+        assert pool.streams <= STREAMS_MAX
+
+    @invariant()
+    def refusals_are_right(self):
+        """Refused is what can never be; without pins that is a matter of sizes and caps alone."""
+        for caller in self.callers:
+            names = {name for name in caller.names if name != "e"}  # larger than the tier takes, by itself
+            streams = sum(name != "e" for name in caller.names) if caller.stream else 0
+            sizes = [SIZES[name] for name in names if SIZES[name] is not None]
+            never = streams > STREAMS_MAX or (caller.stream and len(names) > PARALLEL_MAX)
+            never = never or sum(sizes) > BUDGET or len(sizes) > MODELS_MAX or not names
+            refused = isinstance(caller.got, TierLimitExceeded | InsufficientMemory)
+            if isinstance(caller.got, tuple):
+                assert all(isinstance(got, TierLimitExceeded) for got in caller.got if got.__class__ is not Grant) or (
+                    self.pins or self.broke
+                )
+            if never and not caller.gone:
+                assert caller.got is not None
+            if refused and not self.pins:
+                assert never
+
+    @invariant()
+    def the_first_in_the_queue_really_has_to_wait(self):
+        pool = self.p.pool
+        waiting = [asked for asked in pool._queue if not asked.abandoned]
+        if waiting:
+            asked = waiting[0]
+            names = [lease.model.name for lease in asked.leases if not lease.ticket.settled]
+            assert not self.could_be_had(names, stream=asked.wants_streams)
+
+    def could_be_had(self, names, *, stream):
+        """By trying every choice of idle models to go."""
+        entries = self.p.pool.memory.entries
+        now_us = self.p.pool.clock()
+        leases = {name: entry.leases for name, entry in entries.items()}
+        if stream and sum(leases.values()) + len(names) > STREAMS_MAX:
+            return False
+        in_use = {name for name, count in leases.items() if count}
+        if stream and len(in_use | set(names)) > PARALLEL_MAX:
+            return False
+        if any(name in entries and entries[name].state is ModelState.UNLOADING for name in names):
+            return False
+        others = {slot.model: slot for slot in self.p.pool.memory.slots()}
+        stays = {name for name, slot in others.items() if not slot.leaving} | set(names)
+        sized = {name for name in stays if SIZES[name] is not None}
+        missing = {name for name in set(names) - others.keys() if SIZES[name] is not None}
+        if not missing:
+            return True
+        may_go = [
+            name
+            for name in sized - set(names)
+            if not leases.get(name)
+            and (name not in entries or (entries[name].state is ModelState.READY and not entries[name].pinned))
+            and others[name].cool_until_us <= now_us
+        ]
+        for count in range(len(may_go) + 1):
+            for go in itertools.combinations(may_go, count):
+                rest = sized - set(go)
+                if len(rest) <= MODELS_MAX and sum(SIZES[name] for name in rest) <= BUDGET:
+                    return True
+        return False
+
+    def quiesce(self):
+        """Everybody leaves: nothing is held, nobody waits, and no task is left."""
+        if self.world.error is not None:
+            return
+        for caller in self.callers:
+            self.world.do(self.cancel, caller)
+        self.p.runtime.broken.clear()
+        self.pass_time(5)
+        pool = self.p.pool
+        assert (pool.streams, pool.queued) == (0, 0)
+        assert not any(entry.holders or entry.waiting for entry in pool.memory.entries.values())
+        assert not any(e.state in (ModelState.LOADING, ModelState.UNLOADING) for e in pool.memory.entries.values())
+        self.pass_time(31)
+        living = self.world.do(self.count_tasks)
+        assert living <= self.world.tasks + 1  # an alarm may still be set
+        if not any(entry.pinned for entry in pool.memory.entries.values()):
+            self.ask("a")
+            self.pass_time(3)
+            assert self.callers[-1].holds == ["a"]
+
+    async def count_tasks(self):
+        return trio.lowlevel.current_statistics().tasks_living - 1  # without the one that counts
+
+
+PoolMachine.TestCase.settings = settings(
+    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+)
+TestPool = PoolMachine.TestCase
