@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 OWN_HOSTS: Final = ("127.0.0.1", "localhost", "[::1]")
 OWNER_RESTARTS: Final = RestartPolicy()
 DAEMON_STOP_S: Final = 2.0  # for an Ollama of ours to end; the engine itself has 5 s in all
+START_OLLAMA: Final = "start it with `ollama serve`"
 OLLAMA_SITE: Final = "https://ollama.com/download"
 
 logger = logging.getLogger("wf.runtimes")
@@ -65,7 +66,9 @@ async def runtimes_for(settings: Settings, clock: Clock, environ: Mapping[str, s
         found["synthetic"] = SyntheticRuntime(clock, settings.synthetic)
     if settings.ollama.enabled:
         daemon = await _daemon(settings, environ, limits)
-        found["ollama"] = _ollama(settings, clock, environ, daemon)
+        found["ollama"] = _ollama(settings, clock, ollama_address(settings, environ), partial(_ollama_hint, daemon))
+        for number, url in enumerate(settings.ollama.more, start=2):
+            found[f"ollama{number}"] = _ollama(settings, clock, url, lambda: START_OLLAMA, f"ollama{number}")
     if settings.openai.base_url is not None:
         from transport.runtimes.openai import OpenAIRuntime
 
@@ -121,16 +124,12 @@ def ollama_address(settings: Settings, environ: Mapping[str, str]) -> str:
     return url
 
 
-def _ollama(settings: Settings, clock: Clock, environ: Mapping[str, str], daemon: OllamaDaemon | None) -> Runtime:
+def _ollama(settings: Settings, clock: Clock, url: str, hint: Callable[[], str], name: str = "ollama") -> Runtime:
     from transport.runtimes.ollama import OllamaRuntime
 
     keep_alive = settings.ollama.keep_alive
-    return OllamaRuntime(
-        clock,
-        ollama_address(settings, environ),
-        keep_alive=int(keep_alive) if keep_alive in ("-1", "0") else keep_alive,
-        hint=partial(_ollama_hint, daemon),
-    )
+    seconds_or_text = int(keep_alive) if keep_alive in ("-1", "0") else keep_alive
+    return OllamaRuntime(clock, url, name, keep_alive=seconds_or_text, hint=hint)
 
 
 async def _daemon(settings: Settings, environ: Mapping[str, str], limits: TierLimits) -> OllamaDaemon | None:
@@ -151,7 +150,7 @@ async def _daemon(settings: Settings, environ: Mapping[str, str], limits: TierLi
 def _ollama_hint(daemon: OllamaDaemon | None) -> str:
     """What to do, or what is being done, while nothing answers."""
     if daemon is None:
-        return "start it with `ollama serve`"
+        return START_OLLAMA
     status = daemon.status
     if status.pid is not None:
         return f"`ollama serve` is on its way (process {status.pid})"

@@ -143,6 +143,12 @@ class OllamaSettings:
         pattern=RUNTIME_URL,
         expectation="a URL like http://127.0.0.1:11434",
     )
+    more: tuple[str, ...] = row(
+        (),
+        doc="further Ollamas, called ollama2, ollama3, …; they are used where they answer and never started",
+        pattern=RUNTIME_URL,
+        expectation="a URL like http://127.0.0.1:11435",
+    )
     keep_alive: str | None = row(
         None,
         doc="how long it keeps an idle model: 30m, 2h, -1 for ever; null is its own setting",
@@ -320,6 +326,9 @@ class ServiceSettings:
     enabled: bool = row(False, doc="offer the local services, each on a port of its own")
     table: dict[str, Any] = row(
         attrs.Factory(dict), doc="changes to policies/services.yaml: ports, models, and services of your own"
+    )
+    taxonomy: dict[str, Any] = row(
+        attrs.Factory(dict), doc="changes to policies/taxonomy.yaml; other labels need another version"
     )
     registry: str = row(
         "serve",

@@ -11,6 +11,8 @@ import attrs
 
 from engine.domain.errors import (
     EngineError,
+    FallbackFailed,
+    InsufficientMemory,
     LevelLocked,
     ModelNotFound,
     NotFound,
@@ -120,7 +122,10 @@ NATIVE: Final[tuple[Call, ...]] = (
         doc="With `stream: true` the events come as NDJSON, or as Server-Sent Events when `accept` names "
         "`text/event-stream`.",
         parameters=(_ENERGY,), takes="generate.request",
-        errors=(ModelNotFound, LevelLocked, TurboNotAvailable, TierLimitExceeded, *RUNTIME_ERRORS),
+        errors=(
+            ModelNotFound, LevelLocked, TurboNotAvailable, TierLimitExceeded, InsufficientMemory, FallbackFailed,
+            *RUNTIME_ERRORS,
+        ),
     ),
     Call(
         "GET", "/stream/{session_id}", "sessions", "Follow a session",

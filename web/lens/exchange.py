@@ -20,6 +20,7 @@ from actors.session import Session
 from engine.domain.errors import EngineError, Overloaded, UpstreamTruncated
 from engine.domain.generation import Chunk, EndReason, GenerationEnd, ResumeRules, Seam
 from engine.domain.runtime import Read
+from engine.domain.synthesis import CouncilReport
 from policies.resume import TOKENS_MAX
 from transport.wire.dialects.field_names import in_words_of
 from transport.wire.dialects.reply import Asked, Reply, ReplyEnd, ReplyFacts
@@ -68,6 +69,7 @@ class Exchange:
     began_us: int
     queue_ms: float | None = None  # null before the runtime answers
     overhead_ms: float | None = None
+    report: CouncilReport | None = None  # of a council that has answered
     reply: Reply = attrs.field(init=False)
     _facts: ReplyFacts = attrs.field(init=False)
     _seams: list[Seam] = attrs.field(factory=list, init=False)
@@ -235,7 +237,10 @@ class Exchange:
         data = self.reply.finish(
             ReplyEnd(end, times.tokens, times.total_ms, times.load_ms, times.prompt_ms, times.generation_ms)
         )
-        return with_wf(data, self._seams_told(), last=True) if self._seams else data
+        fields = self._seams_told() if self._seams else {}
+        if end.report is not None:
+            fields["council"] = self.report = end.report
+        return with_wf(data, fields, last=True) if fields else data
 
     def _failed(self, error: EngineError) -> bytes:
         data, why = self.reply.fail(error), error.details.get(DETAIL)
@@ -260,8 +265,22 @@ class Exchange:
             decided(self.model, self.route)
             | {"x-wf-lens": "passive" if self.passive else "active", "x-wf-session": self.session.id}
             | {name: f"{ms:.1f}" for name, ms in known.items() if ms is not None}
+            | council_headers(self.report)
             | self.terms.traced
         )
+
+
+def council_headers(report: CouncilReport | None) -> dict[str, str]:
+    """How a council came to a whole answer; of a streamed one its last record tells."""
+    if report is None:
+        return {}
+    told = {"method": report.method.value, "chosen": report.chosen, "confidence": report.confidence}
+    figures = {"agreement": report.agreement.mean, "members": len(report.members)}
+    return {
+        f"x-wf-council-{name}": f"{value:.3f}" if isinstance(value, float) else str(value)
+        for name, value in (told | figures).items()
+        if value is not None
+    }
 
 
 def decided(model: ModelRef, route: str) -> dict[str, str]:
