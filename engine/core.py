@@ -10,12 +10,14 @@ import logging
 import secrets
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, Final
 
 import attrs
 import trio
 
 from actors import composer, hub, mapper
+from actors.broker import Broker
 from actors.catalog import Catalog
 from actors.composer import FrameComposer, FrameCounter
 from actors.councils import Councils, Gates
@@ -26,6 +28,7 @@ from actors.ledger import LedgerHandle, UsageStore
 from actors.mapper import EnergyMapper, MapperCounters
 from actors.pool import Command, ModelPool, mailbox_capacity
 from actors.prefetcher import Prefetcher
+from actors.providers import Providers
 from actors.pulls import ModelPulls
 from actors.session import Constants, SessionTable
 from actors.stream import Timeouts
@@ -39,6 +42,8 @@ from engine.domain.generation import Clock
 from engine.domain.models import Tier
 from engine.domain.runtime import Runtime
 from engine.domain.telemetry import Telemetry
+from engine.hardware import ram_is_short
+from engine.satellites import broker_of, discovered_only, fallback_rules
 from engine.settings import Settings, council_specs
 from engine.store import Database
 from engine.usage_store import SqliteUsage
@@ -46,7 +51,7 @@ from policies.admission import PoolCaps, budgets
 from policies.degrade import Ladder
 from policies.load import Policies
 from policies.restart import NEVER, RestartPolicy
-from policies.tiers import TierChoice, TierPolicy, below
+from policies.tiers import TierChoice, TierLimits, TierPolicy, below
 
 logger = logging.getLogger("wf.core")
 
@@ -73,6 +78,7 @@ class Core:
     catalog: Catalog
     pool: PoolHandle
     pulls: ModelPulls
+    providers: Providers
     prefetcher: Prefetcher
     sessions: SessionTable
     ledger: LedgerHandle
@@ -99,6 +105,7 @@ class Core:
         tier: TierChoice,
         starting: Callable[[], bool] = lambda: False,
         usage: UsageStore | None = None,
+        broker: Broker | None = None,
     ) -> Core:
         """Nothing runs yet. Inside a trio run, since `clock` follows its time. `starting`: is a runtime of ours on its
         way up? `usage` is where the ledger keeps things; without it that is memory."""
@@ -106,16 +113,7 @@ class Core:
         signals, signals_in = mailbox[SessionSignal]("signals", mapper.MAILBOX_BATCHES)
         samples = mailbox[MappedSignal]("samples", composer.MAILBOX_BATCHES)
         frames, frames_in = mailbox[Frame]("frames", hub.MAILBOX_FRAMES)
-        caps = PoolCaps(
-            settings.limits.streams_max,
-            settings.limits.queued_max,
-            limits.max_parallel_models,
-            limits.max_loaded_models,
-            sum(budgets(tier.ram_bytes, tier.vram_bytes, limits.ram_budget_bytes, limits.vram_budget_bytes)),
-            limits.max_model_size_bytes,
-            settings.pool.size_overhead,
-            round(settings.pool.cooldown_s * 1e6),
-        )
+        caps = _caps(settings, tier, limits)
         callers_max = settings.limits.connections_max + settings.limits.connections_reserve
         pool = _pool(caps, callers_max, clock, settings.timeouts.load_s, signals.fork())
         catalog = Catalog(runtimes, clock, pool.see, starting)
@@ -146,6 +144,7 @@ class Core:
             new_id=feed.new_session_id,
         )
         catalog.councils = _councils(catalog, sessions, settings, policies.tiers, tier.tier)
+        pulls = ModelPulls(catalog, signals.fork(), settings.pull)
         return cls(
             clock=clock,
             boot=boot,
@@ -153,7 +152,8 @@ class Core:
             tick_hz=limits.tick_hz,
             catalog=catalog,
             pool=pool,
-            pulls=ModelPulls(catalog, signals.fork(), settings.pull),
+            pulls=pulls,
+            providers=_providers(pulls, sessions, telemetry, settings, broker or broker_of(settings, policies, tier)),
             prefetcher=_prefetcher(catalog, pool, settings),
             sessions=sessions,
             ledger=ledger,
@@ -298,11 +298,47 @@ def client_limits(settings: Settings) -> dict[str, Any]:
     }
 
 
+def _caps(settings: Settings, tier: TierChoice, limits: TierLimits) -> PoolCaps:
+    return PoolCaps(
+        settings.limits.streams_max,
+        settings.limits.queued_max,
+        limits.max_parallel_models,
+        limits.max_loaded_models,
+        sum(budgets(tier.ram_bytes, tier.vram_bytes, limits.ram_budget_bytes, limits.vram_budget_bytes)),
+        limits.max_model_size_bytes,
+        settings.pool.size_overhead,
+        round(settings.pool.cooldown_s * 1e6),
+    )
+
+
 def _pool(
     caps: PoolCaps, callers_max: int, clock: Clock, load_timeout_s: float, news: Outlet[SessionSignal]
 ) -> PoolHandle:
     commands, inlet = mailbox[Command]("pool", mailbox_capacity(caps, callers_max))
     return PoolHandle(ModelPool(inlet, commands, caps, clock, load_timeout_s, news), commands)
+
+
+def _providers(
+    pulls: ModelPulls, sessions: SessionTable, telemetry: Telemetry, settings: Settings, broker: Broker
+) -> Providers:
+    """It hears what the ledger hears, and decides which sessions may begin."""
+    catalog = pulls.catalog
+    catalog.only = discovered_only(settings)
+
+    def busy_share() -> float:
+        return 1.0 if sessions.pool.pool.queued else sessions.live / sessions.live_max
+
+    providers = Providers(catalog, pulls, broker, catalog.clock, fallback_rules(settings), busy_share)
+    telemetry.also = partial(_tell_both, telemetry.also, providers.observe)
+    sessions.admit = providers.admit
+    return providers
+
+
+def _tell_both(
+    first: Callable[[MappedSignal], None], second: Callable[[MappedSignal], None], signal: MappedSignal
+) -> None:
+    first(signal)
+    second(signal)
 
 
 def _prefetcher(catalog: Catalog, pool: PoolHandle, settings: Settings) -> Prefetcher:
@@ -319,6 +355,7 @@ def _councils(catalog: Catalog, sessions: SessionTable, settings: Settings, tier
         level=level,
         celebrates=tiers.limits(tier).allow_resonance and "resonance" in tiers.features(settings.level),
         smaller=tiers.limits(below(tier)).max_parallel_models,
+        memory_is_short=ram_is_short,
     )
     councils = Councils(catalog, council_specs(settings.councils), gates)
     councils.runtime.table = sessions

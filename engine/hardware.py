@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -36,6 +37,11 @@ GPU_MIN_BYTES: Final = 2 * 1024 * MIB  # less is what a processor with graphics 
 logger = logging.getLogger("wf.hardware")
 
 
+MEMINFO: Final = Path("/proc/meminfo")
+RAM_SHORT_SHARE: Final = 0.9  # of main memory in use: from here on new councils are smaller
+_MEMINFO: Final = re.compile(rb"^(MemTotal|MemAvailable): +([0-9]+) kB$", re.MULTILINE)
+
+
 @attrs.frozen
 class Machine:
     """`vram_bytes` of all GPUs together; null: there is none that tells."""
@@ -47,6 +53,17 @@ class Machine:
 def read_machine() -> Machine:
     """Takes up to 2 s where an NVIDIA driver does not answer; never raises."""
     return Machine(ram_total_bytes(), gpu_bytes())
+
+
+def ram_is_short(meminfo: Path = MEMINFO) -> bool:
+    """Whether RAM_SHORT_SHARE of main memory is in use now; False where the kernel does not tell. It is the kernel's
+    memory that is read, no disk: this may be called anywhere."""
+    try:
+        told = {name: int(kib) for name, kib in _MEMINFO.findall(meminfo.read_bytes())}
+    except OSError:
+        return False
+    total, available = told.get(b"MemTotal", 0), told.get(b"MemAvailable")
+    return total > 0 and available is not None and available < (1 - RAM_SHORT_SHARE) * total
 
 
 def gpu_bytes(nvidia_smi: Sequence[str] = NVIDIA_SMI, drm: Path = DRM) -> int | None:

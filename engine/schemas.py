@@ -16,6 +16,7 @@ from policies.load import shipped
 from policies.prices import PRICE_MAX
 from policies.services import ServiceEntry
 from policies.source import parse
+from policies.taxonomy import Taxonomy
 from transport.wire.commands import PATTERN, Command
 from transport.wire.frames import SCHEMA_VERSION
 from transport.wire.json_schema import Documents, Json, asked, document, said
@@ -30,6 +31,7 @@ POLICY_DOCS: Final = {
     "ensemble": "policies/ensemble.yaml: the constants of disagreement, interference and resonance",
     "prices": "policies/prices.yaml: what tokens cost elsewhere, as of a date",
     "routes": "policies/routes.yaml: which models serve a capability",
+    "broker": "policies/broker.yaml: what may be asked of models outside this machine, and how much of it",
 }
 _PRICE: Final[Json] = {"type": "number", "minimum": 0, "maximum": PRICE_MAX, "x-unit": "USD per million tokens"}
 _PRICES: Final[Json] = {"input_per_million": _PRICE, "output_per_million": _PRICE}
@@ -116,9 +118,11 @@ def _file_schemas() -> dict[str, tuple[str, Json]]:
     services = {"type": "object", "additionalProperties": table_schema(ServiceEntry, partial=True)}
     instead: dict[Any, Json] = {
         Secret: SECRET,
+        dict[str, Any]: {"type": "object"},  # where nothing closer is said
         ("lens", "aliases"): ALIASES,
         ("councils",): COUNCILS,
         ("services", "table"): services,
+        ("services", "taxonomy"): table_schema(Taxonomy, partial=True),
     }
     for field in typing.get_type_hints(PolicyOverrides):
         instead["policies", field] = table_schema(load.TABLES[field], partial=True, instead=POLICY_PARTS.get(field))

@@ -10,9 +10,11 @@ from actors.kernel import FlowStats
 from engine.domain.generation import EndReason, Origin
 from engine.domain.models import Capability, ModelState, Tier
 from policies.advice import Readiness
+from policies.breaker import BreakerState
+from policies.broker import BrokerMode
 from transport.wire.json_schema import Json, asked, said
 from transport.wire.messages import ErrorItem
-from web.schemas import GenerateBody, LoadBody, StopBody, UnloadBody
+from web.schemas import BrokerBody, GenerateBody, LoadBody, StopBody, UnloadBody
 from web.usage_body import Usage
 
 SessionState = Literal["queued", "loading", "waiting", "streaming", "ended"]
@@ -166,6 +168,14 @@ class GenerateAnswer(msgspec.Struct):
     ws_url: str
     models: list[str]
     dropped_models: list[str]
+    substituted: Substituted | None
+
+
+class Substituted(msgspec.Struct):
+    """`model` was asked for and cannot be had on this machine; the reason names who answers instead."""
+
+    model: str
+    reason: str
 
 
 class StopAnswer(msgspec.Struct):
@@ -262,6 +272,7 @@ class SystemFigures(msgspec.Struct):
     degrade: int
     degrade_levels: list[DegradeLevel]
     drops: Drops
+    bytes_out: int
     rss_bytes: int | None
     rss_peak_bytes: int
     cpu_s: float
@@ -294,6 +305,80 @@ class CouncilFigures(msgspec.Struct):
     sync_latency_ms: float | None
 
 
+class Spread(msgspec.Struct):
+    """In ms, of the last 512 answers; null before there is one."""
+
+    p50: float | None
+    p95: float | None
+
+
+class ModelHealth(msgspec.Struct):
+    """Ages in seconds, null where it never happened; `last_error` is a code."""
+
+    last_load_s: float | None
+    last_answer_s: float | None
+    last_error: str | None
+    last_error_s: float | None
+
+
+class ProviderFigures(msgspec.Struct):
+    """How a provider fares, here or elsewhere: `requests` are its sessions that ended, `success_rate` is null before
+    one of them succeeded or failed. While `breaker` is open a provider outside this machine is not asked, and one of
+    this machine stands in for nobody."""
+
+    name: str
+    local: bool
+    requests: int
+    success_rate: float | None
+    ttft_ms: Spread
+    latency_ms: Spread
+    breaker: BreakerState
+    models: dict[str, ModelHealth]
+
+
+class BrokerSpent(msgspec.Struct):
+    """Of this day (UTC), by the list prices; calls under way count with their bounds."""
+
+    tokens: int
+    usd: float
+
+
+class BrokerLimits(msgspec.Struct):
+    calls_per_hour: int
+    daily_tokens: int
+    daily_usd: float
+    first_token_s: float
+    call_max_s: float
+
+
+class BrokerProvider(msgspec.Struct):
+    """A provider outside this machine. `key`: there is one for its host; `reason` says why not."""
+
+    name: str
+    host: str
+    models: list[str]
+    key: bool
+    reason: str | None
+
+
+class BrokerAnswer(msgspec.Struct):
+    """`available`: the tier allows a broker and no core lock forbids it. `bytes_out` is everything that left this
+    machine since the start. `context` says what of a request leaves: its last question, or the whole."""
+
+    mode: BrokerMode
+    available: bool
+    provider: str | None
+    bytes_out: int
+    calls_last_hour: int
+    spent: BrokerSpent
+    limits: BrokerLimits
+    context: Literal["question", "whole"]
+    providers: list[BrokerProvider]
+    calls: int
+    failed: int
+    refused: dict[str, int]
+
+
 class Stats(msgspec.Struct):
     models: dict[str, ModelFigures]
     system: SystemFigures
@@ -320,6 +405,7 @@ class ErrorBody(msgspec.Struct):
 
 
 REQUESTS: Final[dict[str, tuple[type[msgspec.Struct], str]]] = {
+    "broker.request": (BrokerBody, "body of POST /broker, which needs the token"),
     "generate.request": (GenerateBody, "body of POST /generate"),
     "stop.request": (StopBody, "body of POST /stop"),
     "models.load.request": (LoadBody, "body of POST /models/load"),
@@ -333,6 +419,7 @@ ANSWERS: Final[dict[str, tuple[type[msgspec.Struct], str]]] = {
     "models": (Models, "answer of GET /models"),
     "models.why": (Why, "answer of GET /models/{name}/why"),
     "health": (Health, "answer of GET /health"),
+    "broker.response": (BrokerAnswer, "answer of GET and POST /broker"),
     "stats": (Stats, "answer of GET /stats"),
     "usage": (Usage, "answer of GET /usage"),
     "bootstrap": (Bootstrap, "answer of GET /api/bootstrap, for this engine's own page"),

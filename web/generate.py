@@ -6,15 +6,21 @@ from collections.abc import AsyncIterator
 from functools import partial
 from typing import Any, Final
 
+import attrs
 import trio
 from quart import Blueprint, Response, request
 
 from actors.catalog import ModelRef
 from actors.session import Session, SessionRequest
 from actors.session_log import Line
-from engine.domain.errors import InvalidRequest, Overloaded
+from engine.domain.errors import InsufficientMemory, InvalidRequest, Overloaded, TierLimitExceeded
+from engine.domain.events import ModelChanged
 from engine.domain.generation import EndReason, Origin
+from engine.domain.models import ModelState
 from engine.domain.synthesis import CouncilMethod
+from policies.broker import CONSENT
+from policies.selection import wants_of
+from policies.substitute import substitute
 from transport.wire.frames import sse
 from web.handles import Engine, on_leave
 from web.schemas import GenerateBody, StopBody, decode, generation_request
@@ -30,12 +36,18 @@ def blueprint(engine: Engine) -> Blueprint:
     @routes.post("/generate")
     async def generate() -> Response | tuple[dict[str, Any], int]:
         body = decode(await request.get_data(as_text=False), GenerateBody)
+        if body.broker is not None:
+            CONSENT.set(True)
         model = await _asked_model(engine, body)
+        stand_in = _stand_in(engine, model) if body.substitute else None
+        model = model if stand_in is None else stand_in.model
         generation = generation_request(body, model.info.name)
         if generation.runner_options and model.runtime.kind != "ollama":
             raise InvalidRequest(f"runner_options: they are Ollama's, and {model.name} runs in {model.runtime.name}")
         asked = SessionRequest(model, generation, _origin())
         session = engine.sessions.start(asked)
+        if stand_in is not None:
+            await engine.signals.put(ModelChanged(session.id, stand_in.asked, ModelState.FAILED, reason=stand_in.words))
         if body.stream:
             on_leave(request.scope, partial(session.stop, EndReason.ABORTED))
             return _stream(engine, session, as_sse="text/event-stream" in request.headers.get("accept", ""))
@@ -45,6 +57,7 @@ def blueprint(engine: Engine) -> Blueprint:
             "ws_url": f"{engine.ws_origin(request.host)}/ws",
             "models": list(session.asked.models),
             "dropped_models": list(session.asked.dropped_models),
+            "substituted": None if stand_in is None else {"model": stand_in.asked, "reason": stand_in.words},
         }, 202
 
     @routes.get("/stream/<session_id>")
@@ -67,6 +80,29 @@ def blueprint(engine: Engine) -> Blueprint:
     return routes
 
 
+@attrs.frozen
+class StandIn:
+    """`model` answers in place of `asked`, which this machine cannot take."""
+
+    model: ModelRef
+    asked: str
+    words: str
+
+
+def _stand_in(engine: Engine, model: ModelRef) -> StandIn | None:
+    """Another model where this one can never be had here; None where it can. Raises why not, when there is no other."""
+    if model.seats is not None:
+        return None
+    try:
+        engine.pool.plan([model])
+    except (TierLimitExceeded, InsufficientMemory) as error:
+        other = substitute(model, engine.catalog.models, engine.facts.tier_limits)
+        if other is None:
+            raise
+        return StandIn(other, model.name, f"{other.name} stands in: {error.message}")
+    return None
+
+
 async def _asked_model(engine: Engine, body: GenerateBody) -> ModelRef:
     """The model, or the council, that the body names. Raises InvalidRequest, and as the pool's gates do."""
     if (body.model is None) == (body.models is None):
@@ -74,7 +110,8 @@ async def _asked_model(engine: Engine, body: GenerateBody) -> ModelRef:
     if body.models is None:
         if body.mode != "single":
             raise InvalidRequest(f"mode: {body.mode} takes `models`, a list of 2 to 6 names", field="mode")
-        return await engine.pulls.resolve(body.model or "", explicit=False)
+        name = body.model or ""
+        return await engine.providers.resolve(name, wants_of(generation_request(body, name)))
     if body.mode == "single":
         raise InvalidRequest("mode: single takes `model`; give council or turbo for `models`", field="mode")
     method = None if body.method is None else CouncilMethod(body.method)

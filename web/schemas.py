@@ -58,7 +58,9 @@ class GenerateBody(msgspec.Struct, forbid_unknown_fields=True):
     messages: Annotated[list[MessageBody], msgspec.Meta(min_length=1, max_length=1024)] | None = None
     parameters: ParametersBody = msgspec.field(default_factory=ParametersBody)
     runner_options: RunnerOptionsBody = msgspec.field(default_factory=RunnerOptionsBody)
+    substitute: bool = False  # a model that this machine cannot take may be replaced by one that it can; it is told
     on_excess: Literal["truncate", "refuse"] = "truncate"  # of `models`; one model is never too many
+    broker: Literal["allow"] | None = None  # consent to an answer from outside this machine
     stream: bool = False
 
 
@@ -78,6 +80,10 @@ class PullBody(msgspec.Struct):
     model: Name | None = None
     name: Name | None = None
     stream: bool = True
+
+
+class BrokerBody(msgspec.Struct, forbid_unknown_fields=True):
+    mode: Literal["disabled", "advisory", "fallback", "hybrid"]
 
 
 class StopBody(msgspec.Struct, forbid_unknown_fields=True):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from functools import partial
 
+import attrs
 import pytest
 import trio
 
@@ -336,3 +337,14 @@ async def test_each_members_figures_are_its_own(autojump_clock):
         assert figures["b"].tps_average == pytest.approx(2)
         assert [f.active_sessions for f in figures.values()] == [0, 0, 0]
         assert s.core.telemetry.councils == {}
+
+
+async def test_short_memory_makes_new_councils_smaller_and_says_so(autojump_clock):
+    async with running_slice(runtime(), council()) as s:
+        councils = s.core.catalog.councils
+        councils.gates = attrs.evolve(councils.gates, memory_is_short=lambda: True)
+        client = s.client()
+        await finished(s, start(s))
+        (formed,) = payloads(client, "council.formed")
+        assert (formed["models"], formed["dropped_models"]) == (["a", "b"], ["c"])
+        assert "memory is short" in formed["reason"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from engine import hardware
-from engine.hardware import MIB, gpu_bytes, read_machine
+from engine.hardware import MIB, gpu_bytes, ram_is_short, read_machine
 
 
 @pytest.fixture
@@ -72,3 +72,21 @@ def test_this_machine_has_main_memory():
     machine = read_machine()
     assert machine.ram_bytes > 2**28
     assert machine.vram_bytes is None or machine.vram_bytes >= hardware.GPU_MIN_BYTES
+
+
+@pytest.mark.parametrize(
+    ("text", "short"),
+    [
+        ("MemTotal:       1000 kB\nMemFree: 5 kB\nMemAvailable:    99 kB\n", True),
+        ("MemTotal:       1000 kB\nMemAvailable:   101 kB\n", False),
+        ("MemTotal:       1000 kB\n", False),  # an old kernel does not tell
+        ("", False),
+    ],
+)
+def test_memory_is_short_when_nine_tenths_are_in_use(tmp_path, text, short):
+    (tmp_path / "meminfo").write_text(text)
+    assert ram_is_short(tmp_path / "meminfo") is short
+
+
+def test_memory_is_not_short_where_nobody_tells(tmp_path):
+    assert ram_is_short(tmp_path / "no such file") is False

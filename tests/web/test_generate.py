@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import attrs
 import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
@@ -355,3 +356,71 @@ async def test_an_unknown_session_is_404(path, autojump_clock):
         answer = await api.get(path)
         assert answer.status == 404
         assert answer.error["code"] == "SESSION_NOT_FOUND"
+
+
+# ── councils and stand-ins ──
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "word"),
+    [
+        ({"model": "a", "models": ["a", "b"]}, 400, "exactly one"),
+        ({"model": "a", "mode": "council"}, 400, "mode"),
+        ({"models": ["a", "b"]}, 400, "mode"),
+        ({"models": ["a"], "mode": "council"}, 400, "models"),
+        ({"models": ["a", "a"], "mode": "council"}, 400, "models"),
+        ({"models": list("abcdefg"), "mode": "turbo"}, 400, "models"),
+        ({"models": ["a", "zzz"], "mode": "council"}, 404, "zzz"),
+        ({"models": ["a", "b", "c", "d", "e"], "mode": "council", "on_excess": "refuse"}, 429, "mid"),
+        ({"models": ["a", "b"], "mode": "council", "method": "judge"}, 400, "judge"),
+        ({"models": ["a", "b"], "mode": "council", "method": "luck"}, 400, "method"),
+    ],
+)
+async def test_a_council_that_cannot_be_is_refused_with_the_field(body, status, word, autojump_clock):
+    async with running_api(lambda clock: ScriptedRuntime(clock, models=tuple("abcde"))) as api:
+        answer = await api.post("/generate", {"prompt": "hello", **body})
+        assert answer.status == status
+        assert word in answer.json["error"]["message"]
+
+
+async def test_a_level_without_councils_says_so(autojump_clock):
+    async with running_api(settings=Settings(level=1)) as api:
+        answer = await api.post("/generate", {"models": ["a", "b"], "mode": "council", "prompt": "x"})
+        assert (answer.status, answer.json["error"]["code"]) == (403, "LEVEL_LOCKED")
+
+
+async def test_a_council_names_who_answers_and_who_was_left_out(autojump_clock):
+    async with running_api(lambda clock: ScriptedRuntime(clock, models=tuple("abcde"))) as api:
+        body = {"models": list("abcde"), "mode": "turbo", "prompt": "x"}
+        answer = await api.post("/generate", body)
+        assert (answer.json["models"], answer.json["dropped_models"]) == (list("abcd"), ["e"])
+        lines = sse((await api.get(answer.json["stream_url"])).body)
+        assert lines[0][2]["payload"]["mode"] == "turbo"
+
+
+@attrs.define(eq=False)
+class SizedRuntime(ScriptedRuntime):
+    """`big` is larger than the tier takes."""
+
+    async def list_models(self):
+        return tuple(
+            attrs.evolve(model, size_bytes=9_000_000_000) if model.name == "big" else model
+            for model in await ScriptedRuntime.list_models(self)
+        )
+
+
+async def test_a_model_too_large_is_replaced_only_when_that_is_allowed_and_it_is_told(autojump_clock):
+    async with running_api(lambda clock: SizedRuntime(clock, models=("big", "small"))) as api:
+        body = {"model": "big", "prompt": "x"}
+        answer = await api.post("/generate", body | {"substitute": True})
+        assert (answer.status, answer.json["models"]) == (202, ["small"])
+        assert answer.json["substituted"]["model"] == "big"
+        assert answer.json["substituted"]["reason"].startswith("small stands in: ")
+        events = sse((await api.get(answer.json["stream_url"])).body)
+        told = [data["payload"] for type_, _, data in events if type_ == "experience.model"]
+        assert ("big", "failed") in [(each["model"], each["state"]) for each in told]
+        refused = await api.post("/generate", body | {"stream": True})
+        assert "TIER_LIMIT_EXCEEDED" in str(refused.body)
+        assert (await api.post("/generate", {"model": "small", "prompt": "x", "substitute": True})).json[
+            "substituted"
+        ] is None
