@@ -75,28 +75,58 @@ class _Line(msgspec.Struct):
 
 @attrs.define(eq=False)
 class Answer:
-    """The text of a session on stdout as it comes; one line of figures on stderr at the end."""
+    """The text of a session on stdout as it comes, of a council the chosen answer; one line of figures on stderr at the
+    end."""
 
     _certainty: float | None = None
     _energy: float | None = None
+    _texts: dict[str, list[str]] | None = None  # of a council's members, by stream, until one is chosen
 
     def show(self, line: bytes) -> None:
         event = msgspec.json.decode(line, type=_Line)
         payload = event.payload
         match event.type:
             case "experience.token":
-                sys.stdout.write(harmless("".join(token["text"] for token in payload["tokens"])))
-                sys.stdout.flush()
-            case "energy.update" if payload["streams"][0]["state"] != "DRAINED":
-                self._energy = payload["streams"][0]["energy"]
-                self._certainty = payload["streams"][0]["certainty"]
+                self._take(payload["stream_id"], "".join(token["text"] for token in payload["tokens"]))
+            case "energy.update":
+                self._measure(payload)
             case "experience.session_start" if payload["synthetic"]:
                 print("SYNTHETIC: made-up tokens and timing", file=sys.stderr)
+            case "council.formed":
+                self._texts = {}
+                left_out = f", without {', '.join(payload['dropped_models'])}" if payload["dropped_models"] else ""
+                print(f"council of {', '.join(payload['models'])}{left_out}", file=sys.stderr)
+            case "council.model_error":
+                print(f"{payload['model']} left: {payload['error']['message']}", file=sys.stderr)
+            case "council.synthesis":
+                self._choose(payload)
             case "experience.model" if payload["state"] in ("queued", "loading"):
                 reason = f": {payload['reason']}" if payload["reason"] else ""
                 print(f"{payload['model']} {payload['state']}{reason}", file=sys.stderr)
             case "experience.session_end":
                 self._end(payload)
+
+    def _take(self, stream_id: str, text: str) -> None:
+        if self._texts is None:
+            sys.stdout.write(harmless(text))
+            sys.stdout.flush()
+        else:
+            self._texts.setdefault(stream_id, []).append(text)
+
+    def _measure(self, payload: dict[str, Any]) -> None:
+        """What the last line tells: the figures of the last moment at which somebody spoke."""
+        stream, ensemble = payload["streams"][0], payload["ensemble"]
+        if ensemble is not None:
+            self._energy = ensemble["energy"]
+        elif self._texts is None and stream["state"] != "DRAINED":
+            self._energy, self._certainty = stream["energy"], stream["certainty"]
+
+    def _choose(self, payload: dict[str, Any]) -> None:
+        sys.stdout.write(harmless("".join((self._texts or {}).get(payload["stream_id"] or "", ()))))
+        agreement = _figure("agreement {:.2f}", payload["report"]["agreement"]["mean"])
+        words = [f"{payload['model'] or 'nobody'}: {payload['reason']}", payload["method"], agreement]
+        print("\n" + " · ".join(word for word in words if word), file=sys.stderr)
+        self._texts = {}
 
     def _end(self, payload: dict[str, Any]) -> None:
         sys.stdout.write("\n")
@@ -126,6 +156,7 @@ def models_table(body: dict[str, Any]) -> list[str]:
         (m["name"], m["runtime"], size(m["size_bytes"]), m["state"], m["details"].get("about", ""))
         for m in body["models"]
     ]
+    rows += [(c["name"], "council", "", "", f"of {', '.join(c['members'])}") for c in body["virtual"]]
     return table(("NAME", "RUNTIME", "SIZE", "STATE", "ABOUT"), rows)
 
 

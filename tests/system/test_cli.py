@@ -80,6 +80,16 @@ def test_run_prints_the_answer_and_its_figures(alone, tmp_path):
     assert "length" in done.stderr
 
 
+def test_run_prints_the_chosen_answer_of_a_council(tmp_path):
+    council = "council:embedded/lexicon+embedded/mixed"
+    told = wf(tmp_path, "run", council, "entropy", "--max-tokens", "6", env={"WF_EMBEDDED__PACE_TPS": "0"})
+    assert told.returncode == 0, told.stderr
+    assert "council of embedded/lexicon, embedded/mixed" in told.stderr
+    assert "agreement" in told.stderr
+    assert "12 tokens" in told.stderr
+    assert told.stdout.strip()
+
+
 def test_run_through_an_engine_gives_the_same_answer(alone, engine):
     through = run_beside(engine, *RUN, "--json")
     assert through.returncode == 0, through.stderr
