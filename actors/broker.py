@@ -106,6 +106,7 @@ class Broker:
     price_of: Callable[[str], Price | None]
     log: BrokerLog
     wall_s: Callable[[], float]
+    locked: bool = False  # the core lock is on: no socket could leave anyway
     counters: BrokerCounters = attrs.field(factory=BrokerCounters)
     _calls_s: deque[float] = attrs.field(factory=lambda: deque(maxlen=CALLS_MAX))
     _day: int = 0
@@ -117,6 +118,8 @@ class Broker:
 
     def switch(self, mode: BrokerMode) -> None:
         """Raises BrokerDisabled where the tier has no broker. Calls under way go on to their end."""
+        if mode is not BrokerMode.DISABLED and self.locked:
+            raise BrokerDisabled("the core lock is on (`core_lock`): nothing leaves this machine", mode=self.mode)
         if mode is not BrokerMode.DISABLED and not self.tier_allows:
             raise BrokerDisabled(
                 "the broker needs the tier hybrid (`tier: hybrid` in the configuration)", mode=self.mode
@@ -130,6 +133,12 @@ class Broker:
         except OSError as error:
             self.mode = BrokerMode.DISABLED
             raise _unwritable(error) from error
+
+    def objection(self, occasion: Occasion) -> str | None:
+        """Why nothing may be asked of a satellite for the request at hand, whatever it costs; None when it may."""
+        nothing = Wanted(occasion, CONSENT.get(), 0, 0, Price(0, 0))
+        refusal = may_assist(self.policy, self.mode, self.tier_allows, nothing, self.spent())
+        return None if refusal is None else refusal.message
 
     def check(self, satellite: Satellite, request: GenerationRequest, occasion: Occasion) -> Leaving:
         """What would leave for this request. Raises BrokerDisabled or Overloaded, whose details say the same."""

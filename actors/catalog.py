@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import difflib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("wf.catalog")
 
 SETTLE_S: Final = 10.0
-QUALIFIED: Final = frozenset({"embedded", "synthetic"})  # kinds whose models are always listed as `runtime/name`
+# Kinds whose models are always listed as `runtime/name`.
+QUALIFIED: Final = frozenset({"embedded", "synthetic", "satellite"})
 
 
 @attrs.frozen
@@ -34,6 +35,11 @@ class ModelRef:
     runtime: Runtime
     info: ModelInfo
     seats: Seats | None = None  # of a council, which is a model to whoever asks it
+
+    @property
+    def satellite(self) -> bool:
+        """It answers from outside this machine, by leave of the broker."""
+        return self.runtime.kind == "satellite"
 
     @property
     def synthetic(self) -> bool:
@@ -83,6 +89,7 @@ class Catalog:
     clock: Clock
     seen: Callable[[Residency], None] = lambda _: None
     starting: Callable[[], bool] = lambda: False  # a runtime of ours is on its way up
+    only: Mapping[str, Collection[str]] = attrs.field(factory=dict)  # by runtime: other models of it are not listed
     councils: Councils | None = None  # models that are several; given once there are models to sit in them
     models: tuple[ModelRef, ...] = ()
     probes: dict[str, Probe] = attrs.field(factory=dict)
@@ -135,6 +142,8 @@ class Catalog:
         found: dict[str, ModelRef] = {}
         for name, runtime in self.runtimes.items():
             for info in answers[name].models:
+                if info.name not in self.only.get(name, (info.name,)):
+                    continue
                 full = f"{runtime.name}/{info.name}"
                 public = full if runtime.kind in QUALIFIED or info.name in found else info.name
                 found.setdefault(public, ModelRef(public, runtime, info))

@@ -300,7 +300,7 @@ async def _all_settled(asked: LeaseSet, bell: Bell, tell: TellOf) -> tuple[Grant
         await bell.wait()
         for index, lease in list(open_.items()):
             ticket, news = lease.ticket, lease.ticket.news
-            if asked.refused is None and news is not None and news != told.get(index):
+            if news is not None and news != told.get(index):
                 told[index] = news
                 await tell(lease.model, news.state, news.position, news.words())
             if not ticket.settled:

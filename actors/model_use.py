@@ -25,6 +25,7 @@ from policies.timing import Timing, timing_of
 QUEUED: Final = "queued"
 LOADING: Final = "loading"
 STREAMING: Final = "streaming"
+ELSEWHERE: Final = Grant("", None, None, None, ())  # of a model that is not here: it takes no room and no turn
 
 
 @attrs.define(eq=False)
@@ -77,6 +78,8 @@ class ModelUse:
     async def run(self) -> GenerationEnd:
         """Wait for the model, and stream its answer. Raises as the lease and the stream do. Cancelled here: the place
         in the queue is given up, the runtime is stopped."""
+        if self.model.satellite:
+            return await self.speak(ELSEWHERE)
         async with self.pool.lease(self.model, self.tell, self.request.runner_options) as grant:
             return await self.speak(grant)
 

@@ -17,6 +17,7 @@ from engine.domain.errors import EngineError, NotFound
 
 BACKOFF_S: Final = 1.0  # after the first failure; it doubles
 BACKOFF_MAX_S: Final = 60.0
+LOOK_S: Final = 1.0  # how often a service is looked at; when its status has changed, that is told at once
 GOODBYE_S: Final = 1.0  # for all of them, when the engine stops
 
 logger = logging.getLogger("wf.registrar")
@@ -81,6 +82,7 @@ class Registrar:
     async def _keep(self, agent: OwnAgent) -> None:
         failed = 0
         while True:
+            told = agent.status()
             try:
                 if agent.agent_id in self.registered:
                     await self.registry.heartbeat(agent)
@@ -94,8 +96,14 @@ class Registrar:
                 if not failed:
                     logger.warning("%s cannot be registered, it is tried again: %s", agent.agent_id, error.message)
                 failed += 1
-            self.failures += failed > 0
-            await trio.sleep(min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(failed - 1, 60)) if failed else HEARTBEAT_S)
+            if failed:
+                self.failures += 1
+                await trio.sleep(min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(failed - 1, 60)))
+                continue
+            for _ in range(round(HEARTBEAT_S / LOOK_S)):
+                await trio.sleep(LOOK_S)
+                if agent.status() != told:
+                    break
 
     async def _leave(self, agent: OwnAgent) -> None:
         with suppress(EngineError):

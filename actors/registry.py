@@ -248,6 +248,18 @@ class RegistryHandle:
 
     registry: AgentRegistry
     commands: Outlet[Command]
+    _over: bool = False
+
+    def close(self) -> None:
+        """No command comes any more: the registry ends."""
+        self._over = True
+        self.commands.close()
+
+    def give_up(self) -> None:
+        """Nobody will read again."""
+        self._over = True
+        self.registry.problem = "the registry crashed too often and was given up; the log says why"
+        self.registry.inlet.close()
 
     async def register(self, card: AgentCard, *, own: bool = False, status: AgentStatus = "healthy") -> AgentEntry:
         """There from now on, in place of what had this id. Raises InvalidRequest for an endpoint that is not on this
@@ -268,7 +280,7 @@ class RegistryHandle:
 
     async def _ask(self, what: _Register | _Beat | _Deregister | _Discover, kind: type[T]) -> T:
         command = Command(what)
-        if not self.commands.offer(command):
+        if self._over or not self.commands.offer(command):
             raise Overloaded("the registry is busy", retry_after_s=RETRY_AFTER_S)
         answer = await command.reply.wait()
         assert isinstance(answer, kind)

@@ -110,7 +110,7 @@ class Resumption:
             return attrs.evolve(end, prompt_tokens=None, eval_count=None, resumed=self.resumed)
 
     def _next_model(self) -> str | Refused:
-        if self.rules.on == "other" and self.elsewhere is None:
+        if self.rules.who == "other" and self.elsewhere is None:
             return Refused("no other model can be lent to it")
         return next_model(self.rules, self.model, self.attempts)
 

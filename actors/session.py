@@ -281,6 +281,7 @@ class SessionTable:
     pin_runner_options: bool = False  # requests come without their own
     runner_options_dropped: int = 0  # requests that had some
     new_id: Callable[[], str] = lambda: secrets.token_hex(16)
+    admit: Callable[[SessionRequest], SessionRequest] = lambda asked: asked  # raises for what may not begin
     _live: dict[str, Session] = attrs.field(factory=dict)
     _ended: dict[str, Session] = attrs.field(factory=dict)  # in the order of their ends
     _nursery: trio.Nursery | None = None
@@ -298,7 +299,8 @@ class SessionTable:
         return len(self._live)
 
     def start(self, asked: SessionRequest) -> Session:
-        """A new session, running at once. Raises Overloaded when too many are alive or the engine is stopping."""
+        """A new session, running at once. Raises Overloaded when too many are alive or the engine is stopping, and what
+        `admit` raises."""
         self.prune()
         if self._closing or self._nursery is None:
             raise Overloaded("the engine is stopping", retry_after_s=RETRY_AFTER_S)
@@ -308,6 +310,7 @@ class SessionTable:
                 limit=self.live_max,
                 retry_after_s=RETRY_AFTER_S,
             )
+        asked = self.admit(asked)
         if self.pin_runner_options and asked.request.runner_options:
             self.runner_options_dropped += 1
             asked = attrs.evolve(asked, request=attrs.evolve(asked.request, runner_options={}))

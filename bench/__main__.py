@@ -27,6 +27,7 @@ NAMES = (
     "ingest",
     "load",
     "lens",
+    "council",
     "embedded",
 )
 

@@ -23,21 +23,24 @@ import trio
 from quart_trio import QuartTrio
 
 from actors.clock import EngineClock
-from engine import __version__
+from engine import __version__, core_lock
 from engine.config import is_loopback, policies_of, services_of
 from engine.core import Core, client_limits
+from engine.discovery import Discovery
 from engine.domain.errors import AddressInUse
 from engine.domain.models import Tier
 from engine.hardware import read_machine
 from engine.runtimes import Runtimes, runtimes_for
+from engine.satellites import open_broker, with_satellites
 from engine.schemas import read_schemas
 from engine.services import LocalServices, offers_of, open_services
 from engine.settings import Settings
 from engine.state import EngineAddress, StateFolder, open_state, ram_total_bytes, write_address
+from engine.store import FILE_NAME, Database
+from engine.usage_store import SqliteUsage
 from policies.access import AccessRules, loopback_rules
 from policies.admission import budgets
 from policies.load import Policies
-from policies.taxonomy import load_taxonomy
 from policies.tiers import TierChoice, choose_tier
 from transport.endpoint import FrameEndpoint, FrameLimits
 from transport.listen import ListenLimits, bound_port, open_listener
@@ -80,6 +83,8 @@ async def serve(
     Raises AddressInUse, ConfigError, RestartsExhausted (alone or in exception groups). A second signal ends the
     process.
     """
+    if settings.core_lock:
+        core_lock.lock()
     policies, told = await trio.to_thread.run_sync(policies_of, settings), trio.Event()
     async with trio.open_nursery() as nursery:
         await nursery.start(_hear_signals, told)  # before anything is made that a signal could leave behind
@@ -103,7 +108,12 @@ async def running(
     clock = EngineClock.start()
     tier = await trio.to_thread.run_sync(tier_for, settings, policies)
     runtimes = await runtimes_for(settings, clock, os.environ, policies.tiers.limits(tier.tier))
-    core = Core.build(runtimes.by_name, clock, settings, policies, tier, runtimes.starting)
+    database = Database(folder.path / FILE_NAME)
+    usage = SqliteUsage(database, policies.prices.table())
+    broker = await open_broker(settings, policies, tier, folder.path)
+    everywhere = await with_satellites(runtimes.by_name, settings, clock, broker, os.environ, folder.path)
+    core = Core.build(everywhere, clock, settings, policies, tier, runtimes.starting, usage, broker)
+    discovery = Discovery.of(settings, clock, database, policies.routes.table(), core.ledger)
     http_listener = await _listen(settings.http.host, settings.http.port, "--port")
     try:
         ws_listener = await _listen(settings.ws_host, settings.ws.port, "--ws-port")
@@ -130,7 +140,7 @@ async def running(
     endpoint = FrameEndpoint(
         core.hub, ws_listener, _rules(settings, ws_port, http_port, folder.token), _frame_limits(settings)
     )
-    services = await _services(settings, engine, http_port, folder.token)
+    services = await _services(settings, engine, http_port, folder.token, discovery)
     edges.update(http=http.counters, ws=endpoint.counters, **services.counters)
     address = EngineAddress(
         os.getpid(),
@@ -138,11 +148,12 @@ async def running(
         _url("ws", settings.ws_host, ws_port) + "/ws",
         {name: _url("http", services.host, port) for name, port in services.ports.items()},
     )
-    async with runtimes.attended(), trio.open_nursery() as nursery:
+    async with database, runtimes.attended(), trio.open_nursery() as nursery:
         await nursery.start(core.run)
         await nursery.start(endpoint.run)
         await nursery.start(http.run)
         await services.start(nursery)
+        await nursery.start(discovery.run)
         await trio.to_thread.run_sync(_publish, folder, address, port_file)
         notes: tuple[str, ...] = (*(() if tier.warning is None else (tier.warning,)), *services.problems)
         if settings.allow_remote:
@@ -150,6 +161,7 @@ async def running(
         yield Serving(address, tier, settings.level, runtimes, notes)
         nursery.cancel_scope.deadline = trio.current_time() + settings.timeouts.drain_s + CUT_S
         http.stop_accepting()
+        discovery.close()
         services.stop_accepting()
         engine.lens.calls.stop()
         core.close()
@@ -157,8 +169,10 @@ async def running(
         endpoint.stop_accepting()
 
 
-async def _services(settings: Settings, engine: Engine, http_port: int, token: str) -> LocalServices:
-    """The local services, where they are switched on; none otherwise."""
+async def _services(
+    settings: Settings, engine: Engine, http_port: int, token: str, discovery: Discovery
+) -> LocalServices:
+    """The local services with the registry and the router, where they are switched on; none otherwise."""
     host = settings.http.host
     if not settings.services.enabled:
         return LocalServices(host)
@@ -167,10 +181,11 @@ async def _services(settings: Settings, engine: Engine, http_port: int, token: s
         rules = _rules(settings, bound_port(listener), http_port, token)
         return HttpServer(app, listener, rules, _http_limits(settings))
 
-    table = await trio.to_thread.run_sync(services_of, settings)
-    taxonomy = await trio.to_thread.run_sync(load_taxonomy)
+    table, taxonomy = await trio.to_thread.run_sync(services_of, settings)
     made: dict[str, Service] = {}
-    opened = await open_services(offers_of(table, taxonomy, engine, settings, made), host, server_of)
+    offers = offers_of(table, taxonomy, engine, settings, made) + discovery.offers()
+    opened = await open_services(offers, host, server_of)
+    discovery.announce(made)
     return attrs.evolve(opened, services=made)
 
 
@@ -248,6 +263,7 @@ def handles(
         catalog=core.catalog,
         pool=core.pool,
         pulls=core.pulls,
+        providers=core.providers,
         sessions=core.sessions,
         ledger=core.ledger,
         prices=policies.prices.table(),

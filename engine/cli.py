@@ -113,6 +113,9 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--services", action="store_true", default=None, help="offer the local services too (8050, 8051, 8052)"
     )
+    parser.add_argument(
+        "--core-lock", action="store_true", default=None, help="refuse every socket that leads out of this machine"
+    )
     parser.add_argument("--open", action="store_true", help="open the dashboard in the browser")
     parser.add_argument("--port-file", type=Path, metavar="FILE", help="write addresses there once ready (JSON)")
     parser.add_argument("--log-format", choices=("text", "json"), help="default: text")

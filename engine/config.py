@@ -25,6 +25,7 @@ from policies.load import TABLES, Policies, load_policies
 from policies.schema import Misfit, quoted, rejected, rows, strict_converter, structure
 from policies.services import ServiceTable, load_services
 from policies.source import NESTING_MAX, SIZE_MAX_BYTES, Document, parse, parse_value, printable, single
+from policies.taxonomy import Taxonomy, load_taxonomy
 
 FILE_NAME: Final = "wf.yaml"
 ENV_PREFIX: Final = "WF_"
@@ -39,12 +40,14 @@ FLAGS: Final[dict[str, tuple[str, ...]]] = {  # argparse destination -> the sett
     "synthetic": ("synthetic",),
     "gguf": ("llama_cpp", "model"),
     "services": ("services", "enabled"),
+    "core_lock": ("core_lock",),
     "log_level": ("log", "level"),
     "log_format": ("log", "format"),
 }
 _FREE_FORM: Final = (  # checked once merged, by policies/load.py and policies/services.py
     *(("policies", name) for name in TABLES),
     ("services", "table"),
+    ("services", "taxonomy"),
 )
 
 
@@ -72,19 +75,21 @@ def load_settings(
         load_policies(**{name: merged.at("policies", name) for name in TABLES})
     except ConfigError as error:
         problems.extend(error.details["problems"])
-    try:
-        load_services(merged.at("services", "table"))
-    except ConfigError as error:
-        problems.extend(error.details["problems"])
+    for check, path in ((load_services, ("services", "table")), (load_taxonomy, ("services", "taxonomy"))):
+        try:
+            check(merged.at(*path))
+        except ConfigError as error:
+            problems.extend(error.details["problems"])
     if problems:
         raise rejected(problems)
     return settings
 
 
-def services_of(settings: Settings) -> ServiceTable:
-    """The shipped table of services with the changes that `settings` ask for. Raises ConfigError; reads package
-    files."""
-    return load_services(Document("settings", settings.services.table))
+def services_of(settings: Settings) -> tuple[ServiceTable, Taxonomy]:
+    """The shipped table of services, and what their classifier may say, with the changes that `settings` ask for.
+    Raises ConfigError; reads package files."""
+    services = settings.services
+    return load_services(Document("settings", services.table)), load_taxonomy(Document("settings", services.taxonomy))
 
 
 def policies_of(settings: Settings) -> Policies:

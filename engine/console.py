@@ -87,7 +87,7 @@ class Answer:
         payload = event.payload
         match event.type:
             case "experience.token":
-                self._take(payload["stream_id"], "".join(token["text"] for token in payload["tokens"]))
+                self._take(payload.get("stream_id", ""), "".join(token["text"] for token in payload["tokens"]))
             case "energy.update":
                 self._measure(payload)
             case "experience.session_start" if payload["synthetic"]:
@@ -115,7 +115,7 @@ class Answer:
 
     def _measure(self, payload: dict[str, Any]) -> None:
         """What the last line tells: the figures of the last moment at which somebody spoke."""
-        stream, ensemble = payload["streams"][0], payload["ensemble"]
+        stream, ensemble = payload["streams"][0], payload.get("ensemble")
         if ensemble is not None:
             self._energy = ensemble["energy"]
         elif self._texts is None and stream["state"] != "DRAINED":
@@ -156,7 +156,7 @@ def models_table(body: dict[str, Any]) -> list[str]:
         (m["name"], m["runtime"], size(m["size_bytes"]), m["state"], m["details"].get("about", ""))
         for m in body["models"]
     ]
-    rows += [(c["name"], "council", "", "", f"of {', '.join(c['members'])}") for c in body["virtual"]]
+    rows += [(c["name"], "council", "", "", f"of {', '.join(c['members'])}") for c in body.get("virtual", ())]
     return table(("NAME", "RUNTIME", "SIZE", "STATE", "ABOUT"), rows)
 
 

@@ -21,6 +21,8 @@ from engine.domain.generation import Clock
 from engine.domain.runtime import Runtime
 from engine.settings import RUNTIME_URL, Settings
 from engine.state import state_path
+from policies.egress import Permit, Purpose, stays_here
+from policies.providers import Dialect, ProviderSpec, provider_specs
 from policies.restart import RestartPolicy
 from policies.tiers import TierLimits
 
@@ -72,7 +74,12 @@ async def runtimes_for(settings: Settings, clock: Clock, environ: Mapping[str, s
     if settings.openai.base_url is not None:
         from transport.runtimes.openai import OpenAIRuntime
 
-        found["openai"] = OpenAIRuntime(clock, settings.openai.base_url)
+        permit = _remote_permit(settings, settings.openai.base_url)
+        found["openai"] = OpenAIRuntime(clock, settings.openai.base_url, permit=permit)
+    for spec in _own_servers(settings):
+        from transport.runtimes.openai import OpenAIRuntime
+
+        found[spec.name] = OpenAIRuntime(clock, spec.base_url or "", spec.name, list_s=spec.timeout_s)
     if settings.llama_cpp.model is not None or (
         settings.llama_cpp.enabled and importlib.util.find_spec("xllamacpp") is not None
     ):
@@ -113,8 +120,9 @@ def ollama_address(settings: Settings, environ: Mapping[str, str]) -> str:
     passed over."""
     from transport.runtimes.ollama import URL_DEFAULT, ollama_url
 
-    if settings.ollama.url is not None:
-        return settings.ollama.url
+    named = settings.ollama.url or settings.providers.get("ollama", {}).get("base_url")
+    if named is not None:
+        return str(named)
     url = ollama_url(environ)
     if re.fullmatch(RUNTIME_URL, url) is None:
         raise ConfigError("OLLAMA_HOST is not a usable address; give host:port, or set ollama.url")
@@ -129,7 +137,8 @@ def _ollama(settings: Settings, clock: Clock, url: str, hint: Callable[[], str],
 
     keep_alive = settings.ollama.keep_alive
     seconds_or_text = int(keep_alive) if keep_alive in ("-1", "0") else keep_alive
-    return OllamaRuntime(clock, url, name, keep_alive=seconds_or_text, hint=hint)
+    permit = _remote_permit(settings, url)
+    return OllamaRuntime(clock, url, name, keep_alive=seconds_or_text, permit=permit, hint=hint)
 
 
 async def _daemon(settings: Settings, environ: Mapping[str, str], limits: TierLimits) -> OllamaDaemon | None:
@@ -176,6 +185,21 @@ def _llama_cpp(settings: Settings, clock: Clock, environ: Mapping[str, str]) -> 
         HuggingFace(token=None if asked.hub_token is None else asked.hub_token.reveal()),
     )
     return runtime, runtime
+
+
+def _own_servers(settings: Settings) -> list[ProviderSpec]:
+    """The OpenAI-compatible servers of this machine among the providers."""
+    specs = provider_specs(settings.providers).values()
+    return [spec for spec in specs if spec.dialect is Dialect.OPENAI and not spec.satellite]
+
+
+def _remote_permit(settings: Settings, url: str) -> Permit | None:
+    """To reach a runtime that the configuration puts on another machine, where it allows that."""
+    parts = urlsplit(url)
+    if not settings.allow_remote_runtimes or stays_here(parts.hostname or ""):
+        return None
+    tls = parts.scheme == "https"
+    return Permit(Purpose.REMOTE_RUNTIME, parts.hostname or "", parts.port or (443 if tls else 80), tls)
 
 
 def _refuse_remote(found: Mapping[str, Runtime], settings: Settings) -> None:

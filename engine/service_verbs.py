@@ -16,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
+import attrs
 import httpx
 import msgspec
 import trio
@@ -25,7 +26,6 @@ from engine.config import services_of
 from engine.domain.errors import AddressInUse, ConfigError, EngineError, RuntimeUnavailable
 from engine.settings import Settings
 from engine.state import EngineAddress, read_engine
-from policies.services import ServiceTable
 from transport.listen import open_listener
 
 LOG, PID = "services.log", "services.pid"  # in the state folder
@@ -43,6 +43,7 @@ class _Health(msgspec.Struct):
     model: str | None = None
     fallback_reason: str | None = None
     uptime_seconds: int | None = None
+    problem: str | None = None
 
 
 _health_decoder: Final = msgspec.json.Decoder(_Health)
@@ -50,12 +51,13 @@ _health_decoder: Final = msgspec.json.Decoder(_Health)
 
 def status(settings: Settings, state: Path) -> dict[str, Any]:
     """`{engine, log, services: [{name, port, url, status, model, fallback_reason, uptime_seconds, problem}]}`; `status`
-    is healthy, unhealthy, port_taken or down."""
-    engine, table = read_engine(state), services_of(settings)
-    log = state / LOG
-    rows = [_row(name, entry.port, settings, engine) for name, entry in table.entries.items()]
-    others = [name for name in ({} if engine is None else engine.services) if name not in table.entries]
-    rows += [_row(name, 0, settings, engine) for name in others]
+    is healthy, degraded, unhealthy, port_taken or down. Those of the engine that this configuration does not have stand
+    at the end."""
+    engine, expected, log = read_engine(state), _expected(settings), state / LOG
+    rows = [_row(one, settings, engine) for one in expected]
+    known = {one.name for one in expected}
+    others = [name for name in ({} if engine is None else engine.services) if name not in known]
+    rows += [_row(_Expected(name, 0, ""), settings, engine) for name in others]
     return {
         "engine": None if engine is None else {"pid": engine.pid, "http": engine.http},
         "log": str(log) if log.exists() and engine is not None and engine.pid == _started(state) else None,
@@ -76,7 +78,7 @@ def up(settings: Settings, state: Path, config: Path | None) -> dict[str, Any]:
             f"an engine without services runs here (process {running.pid}); stop it and come back, "
             "or start it as `wf serve --services`"
         )
-    _refuse_when_all_taken(settings, services_of(settings))
+    _refuse_when_all_taken(settings)
     process = _spawn(state, config)
     deadline = time.monotonic() + READY_S
 
@@ -140,16 +142,35 @@ def _remark(row: dict[str, Any]) -> str:
     return row["problem"] or row["fallback_reason"] or ""
 
 
-def _row(name: str, port: int, settings: Settings, engine: EngineAddress | None) -> dict[str, Any]:
-    url = None if engine is None else engine.services.get(name)
-    row: dict[str, Any] = {"name": name, "port": port, "url": url, "status": "down", "model": None}
+@attrs.frozen
+class _Expected:
+    """What an engine with this configuration offers; `setting` changes the port."""
+
+    name: str
+    port: int
+    setting: str
+
+
+def _expected(settings: Settings) -> list[_Expected]:
+    table, _ = services_of(settings)
+    found = [_Expected(name, entry.port, f"services.table.{name}.port") for name, entry in table.entries.items()]
+    if settings.services.registry == "serve":
+        found.append(_Expected("registry", settings.services.registry_port, "services.registry_port"))
+    if settings.services.router == "serve":
+        found.append(_Expected("router", settings.services.router_port, "services.router_port"))
+    return found
+
+
+def _row(expected: _Expected, settings: Settings, engine: EngineAddress | None) -> dict[str, Any]:
+    url = None if engine is None else engine.services.get(expected.name)
+    row: dict[str, Any] = {"name": expected.name, "port": expected.port, "url": url, "status": "down", "model": None}
     row |= {"fallback_reason": None, "uptime_seconds": None, "problem": None}
     if url is not None:
         row["port"] = httpx.URL(url).port
         return row | _asked(url, settings)
-    taken = _port_problem(settings.http.host, port)
+    taken = _port_problem(settings.http.host, expected.port)
     if taken is not None:
-        return row | {"status": "port_taken", "problem": f"{taken}; free the port, or set services.table.{name}.port"}
+        return row | {"status": "port_taken", "problem": f"{taken}; free the port, or set {expected.setting}"}
     if engine is None:
         return row | {"problem": "`wf services up` starts it"}
     return row | {"problem": "the engine was started without it; `wf serve --services` starts all"}
@@ -167,14 +188,14 @@ def _asked(url: str, settings: Settings) -> dict[str, Any]:
     return msgspec.structs.asdict(health)
 
 
-def _refuse_when_all_taken(settings: Settings, table: ServiceTable) -> None:
+def _refuse_when_all_taken(settings: Settings) -> None:
     """Some taken ports are told about; with all of them taken there is nothing to start."""
-    if not table.entries:
+    expected = _expected(settings)
+    if not expected:
         raise ConfigError("no service is switched on: see services.table")
-    problems = {name: _port_problem(settings.http.host, entry.port) for name, entry in table.entries.items()}
-    if all(problem is not None for problem in problems.values()):
-        names = ", ".join(f"services.table.{name}.port" for name in problems)
-        first = next(problem for problem in problems.values() if problem)
+    problems = [_port_problem(settings.http.host, one.port) for one in expected]
+    if None not in problems:
+        names, first = ", ".join(one.setting for one in expected), problems[0]
         raise AddressInUse(f"no service's port is free ({first}); free them, or set {names}")
 
 

@@ -15,6 +15,7 @@ from engine.domain.models import is_model_name
 from engine.domain.synthesis import CouncilMethod
 from policies.council import NAMED, CouncilSpec
 from policies.leaving import LEAVE_PATTERN, LEAVE_WORDS
+from policies.providers import check_providers
 from policies.schema import Misfit, row, section
 
 _HOST: Final = r"[A-Za-z0-9](?:[A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|[0-9A-Fa-f:.]{2,45}"
@@ -222,7 +223,7 @@ class ResumeSettings:
         False, doc="go on with an answer whose runtime broke off, its text so far shown to the model; seams are marked"
     )
     attempts_max: int = row(1, doc="attempts to go on with one answer", unit="attempts", minimum=1, maximum=8)
-    on: Literal["same", "other"] = row("same", doc="who goes on: the same model, or the next of models")
+    who: Literal["same", "other"] = row("same", doc="who goes on: the same model, or the next of models")
     models: tuple[str, ...] = row(
         (),
         doc="models that may go on with the answer of another, in this order",
@@ -235,7 +236,7 @@ class ResumeSettings:
 
     @property
     def rules(self) -> ResumeRules:
-        return ResumeRules(self.attempts_max, self.on, self.models, self.pause_s)
+        return ResumeRules(self.attempts_max, self.who, self.models, self.pause_s)
 
 
 @attrs.frozen
@@ -309,6 +310,39 @@ class PolicyOverrides:
     ensemble: dict[str, Any] = row(attrs.Factory(dict), doc="changes to policies/ensemble.yaml")
     prices: dict[str, Any] = row(attrs.Factory(dict), doc="changes to policies/prices.yaml")
     routes: dict[str, Any] = row(attrs.Factory(dict), doc="changes to policies/routes.yaml")
+    broker: dict[str, Any] = row(attrs.Factory(dict), doc="changes to policies/broker.yaml")
+
+
+def _providers(_instance: object, _field: attrs.Attribute[Any], providers: dict[str, Any]) -> None:
+    check_providers(providers)
+
+
+@attrs.frozen
+class FallbackSettings:
+    enabled: bool = row(False, doc="let another model answer where the one that was asked cannot be had; it is said")
+    order: tuple[str, ...] = row(
+        ("ollama", "llama_cpp"),
+        doc="providers that may, best first; those outside this machine only as the broker allows",
+        pattern=_RUNTIME,
+        expectation="a provider's name",
+    )
+
+
+@attrs.frozen
+class BrokerSettings:
+    mode: Literal["disabled", "advisory", "fallback", "hybrid"] = row(
+        "disabled",
+        doc="what may be asked of providers outside this machine: nothing (disabled), what a request names (advisory), "
+        "also where no local model can answer (fallback), also while they are busy (hybrid); only on the tier hybrid, "
+        "and only for requests that consent",
+    )
+    keys_file: str | None = row(
+        None,
+        doc="their keys, in a file that only you can read (0600), a line each: provider, host, key; null is `keys` in "
+        "the state folder. OPENAI_API_KEY and the like in the environment go before it",
+        pattern=r"[^\x00-\x1f]{1,1024}",
+        expectation="a path",
+    )
 
 
 @attrs.frozen
@@ -333,8 +367,8 @@ class ServiceSettings:
     registry: str = row(
         "serve",
         doc="where the services register: serve (a registry of our own), the URL of another one, or off",
-        pattern=f"serve|off|{RUNTIME_URL}",
-        expectation="serve, off or a URL like http://127.0.0.1:6121",
+        pattern=r"serve|off|http://(?:127\.0\.0\.1|localhost|\[::1\]):[0-9]{1,5}/?",
+        expectation="serve, off or a URL on this machine like http://127.0.0.1:6121",
     )
     registry_port: int = row(
         6121, doc="port of our own registry of agents; 0 takes any free one", minimum=0, maximum=65535
@@ -375,6 +409,18 @@ class Settings:
         validator=_councils,
     )
     lens: LensSettings = section(LensSettings, doc="drop-in Ollama, OpenAI and Anthropic APIs")
+    providers: dict[str, Any] = row(
+        attrs.Factory(dict),
+        doc="more servers: name: {base_url: http://127.0.0.1:8000, timeout_seconds: 30, preferred_models: [], "
+        "auto_discovery: true}; openai, anthropic and openrouter are outside this machine and need the broker",
+        validator=_providers,
+    )
+    default_provider: str | None = row(
+        None, doc="the provider that stands in first, where fallback is enabled", pattern=_RUNTIME, expectation="a name"
+    )
+    local_first: bool = row(True, doc="providers of this machine stand in before all others")
+    fallback: FallbackSettings = section(FallbackSettings, doc="who answers where the model asked for cannot be had")
+    broker: BrokerSettings = section(BrokerSettings, doc="models outside this machine")
     pull: Literal["explicit", "auto", "never"] = row(
         "explicit", doc="download models: explicit (when told to), auto (also when one is missing) or never"
     )
@@ -382,6 +428,9 @@ class Settings:
         ServiceSettings, doc="local services: Llama 3.1, TinyLlama, a classifier, your own"
     )
     pool: PoolSettings = section(PoolSettings, doc="models in memory")
+    core_lock: bool = row(
+        False, doc="refuse every socket that leads out of this machine, whatever else is set, as long as it runs"
+    )
     allow_remote_runtimes: bool = row(False, doc="let a runtime be on another machine: prompts then leave this one")
     allow_remote: bool = row(False, doc="let other machines connect; needs api_keys too")
     api_keys: tuple[Secret, ...] = row(

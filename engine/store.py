@@ -90,6 +90,13 @@ class Database:
             except sqlite3.Error as error:
                 raise OSError(f"{self.path or 'the store in memory'}: {error}") from error
 
+    async def __aenter__(self) -> Database:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with trio.CancelScope(shield=True):
+            await self.close()
+
     async def close(self) -> None:
         """What comes later opens it again. Safe to call twice."""
         await trio.to_thread.run_sync(self._close, limiter=self._one_thread)

@@ -24,10 +24,8 @@ from engine.domain.errors import BrokerDisabled, EngineError, Overloaded
 from engine.domain.generation import GenerationRequest, Message
 from engine.domain.usage import NANO_PER_USD, Price
 from policies.breaker import BreakerRules
-from policies.load import NO_CHANGES, shipped
 from policies.retry import RetryRules
-from policies.schema import row, section, strict_converter, structure
-from policies.source import Document
+from policies.schema import row, section
 
 HEADER: Final = "x-wf-broker"
 ALLOW: Final = "allow"
@@ -107,11 +105,6 @@ class BrokerPolicy:
     @property
     def daily_nusd(self) -> int:
         return round(self.daily_usd * NANO_PER_USD)
-
-
-def load_broker(changes: Document = NO_CHANGES) -> BrokerPolicy:
-    """The shipped policy with the user's changes over it. Raises ConfigError; reads a package file."""
-    return structure(shipped("broker").overlay(changes), BrokerPolicy, strict_converter())
 
 
 # ── what leaves ──

@@ -12,6 +12,7 @@ from typing import Any, Final
 import attrs
 
 from engine.domain.errors import ConfigError
+from policies.broker import BrokerPolicy
 from policies.degrade import DegradePolicy
 from policies.energy import EnergyPolicy
 from policies.ensemble import EnsemblePolicy
@@ -36,6 +37,7 @@ class Policies:
     ensemble: EnsemblePolicy
     prices: PricePolicy
     routes: RoutePolicy
+    broker: BrokerPolicy
     policy_hash: str
 
 
@@ -46,6 +48,7 @@ TABLES: Final[Mapping[str, type]] = {  # the files that have changes of the user
     "ensemble": EnsemblePolicy,
     "prices": PricePolicy,
     "routes": RoutePolicy,
+    "broker": BrokerPolicy,
 }
 
 

@@ -72,7 +72,7 @@ def continuation(
 
 def next_model(rules: ResumeRules, broken: str, attempts: int) -> str | Refused:
     """Who is asked with the attempt after `attempts`, by its public name; `broken` is who broke off first."""
-    if rules.on == "same":
+    if rules.who == "same":
         return broken
     others = [name for name in rules.models if name != broken]
     if attempts >= len(others):

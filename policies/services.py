@@ -20,6 +20,7 @@ from policies.source import Document, dotted, printable
 
 SERVICES_MAX: Final = 16
 NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")
+TAKEN_NAMES: Final = frozenset({"http", "ws", "registry", "router"})  # by listeners of the engine itself
 NAME_WORDS: Final = "a service's name (small letters, digits and _, at most 40)"
 _LABEL: Final = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
 _LABEL_WORDS: Final = "a name (letters, digits, . _ -)"
@@ -108,6 +109,8 @@ def load_services(changes: Document = _NO_CHANGES) -> ServiceTable:
         path = dotted((*merged.root, name))
         if NAME.fullmatch(name) is None:
             problems.append(f"{merged.place((name,))}: {path} must be {NAME_WORDS}, not '{printable(name)}'")
+        elif name in TAKEN_NAMES:
+            problems.append(f"{merged.place((name,))}: {path} must be another name: the engine has one of its own")
         elif not isinstance(data, dict):
             problems.append(f"{merged.place((name,))}: {path} must be a mapping, not {quoted(data)}")
         else:

@@ -15,10 +15,12 @@ import attrs
 
 from engine.domain.generation import Message
 from policies.load import shipped
-from policies.schema import Misfit, quoted, row, section, strict_converter, structure
+from policies.schema import Misfit, quoted, rejected, row, section, strict_converter, structure
+from policies.source import Document, dotted
 
 NEAREST_CUTOFF: Final = 0.5  # of difflib's ratio: what is less alike is no suggestion
 DOC_CHARS_MIN: Final = 200  # less of a document tells nothing
+_NO_CHANGES: Final = Document("no changes")
 _LABEL: Final = r"[A-Z][A-Z0-9]*(?:_[A-Z0-9]+)*"
 _GAPS: Final = re.compile(r"[\s_-]+")
 
@@ -78,10 +80,30 @@ class Taxonomy:
         return {"task": self.tasks, "method": self.methods, "domain": self.domains}
 
 
-@functools.cache
-def load_taxonomy() -> Taxonomy:
-    """The shipped one. Reads a package file. Raises ConfigError."""
-    return structure(shipped("taxonomy"), Taxonomy, strict_converter())
+def load_taxonomy(changes: Document = _NO_CHANGES) -> Taxonomy:
+    """The shipped one with the user's changes over it, key by key. Labels that are not the shipped ones need a version
+    of their own: whoever reads `1.0` must be able to rely on it.
+
+    Raises ConfigError with one line per misfit, each named by the place it came from. Reads a package file."""
+    merged = shipped("taxonomy").overlay(changes)
+    found = structure(merged, Taxonomy, _converter())
+    known = structure(shipped("taxonomy"), Taxonomy, _converter())
+    problems = [
+        f"{merged.place((part, 'labels'))}: {dotted((*merged.root, part, 'version'))} must be another one than "
+        f"{ours.version}: these are not its labels"
+        for part, ours, theirs in (
+            ("domains", known.domains, found.domains),
+            ("tasks", known.tasks, found.tasks),
+            ("methods", known.methods, found.methods),
+        )
+        if set(theirs.labels) != set(ours.labels) and theirs.version == ours.version
+    ]
+    if problems:
+        raise rejected(problems)
+    return found
+
+
+_converter = functools.cache(strict_converter)
 
 
 def messages(

@@ -10,6 +10,7 @@ from typing import Final, Literal
 import attrs
 
 from engine.domain.errors import (
+    BrokerDisabled,
     EngineError,
     FallbackFailed,
     InsufficientMemory,
@@ -123,7 +124,8 @@ NATIVE: Final[tuple[Call, ...]] = (
         "`text/event-stream`.",
         parameters=(_ENERGY,), takes="generate.request",
         errors=(
-            ModelNotFound, LevelLocked, TurboNotAvailable, TierLimitExceeded, InsufficientMemory, FallbackFailed,
+            ModelNotFound, LevelLocked, TurboNotAvailable, BrokerDisabled, TierLimitExceeded, InsufficientMemory,
+            FallbackFailed,
             *RUNTIME_ERRORS,
         ),
     ),
@@ -153,7 +155,8 @@ NATIVE: Final[tuple[Call, ...]] = (
         (_json(200, "It is there", "models.load.response"),),
         doc="An absent model is downloaded first where the configuration allows it; its steps are told as "
         "`experience.model` events.",
-        takes="models.load.request", errors=(ModelNotFound, *RUNTIME_ERRORS),
+        takes="models.load.request",
+        errors=(ModelNotFound, TierLimitExceeded, InsufficientMemory, *RUNTIME_ERRORS),
     ),
     Call(
         "POST", "/models/unload", "models", "Take a model out of memory",
@@ -161,6 +164,17 @@ NATIVE: Final[tuple[Call, ...]] = (
         takes="models.unload.request", errors=(ModelNotFound, SessionConflict, *RUNTIME_ERRORS),
     ),
     Call("GET", "/health", "state", "Is it well", (_json(200, "Also when it is not", "health"),)),
+    Call(
+        "GET", "/broker", "state", "What may be asked of models outside this machine, and what has left it",
+        (_json(200, "Nothing, unless it was switched on", "broker.response"),),
+    ),
+    Call(
+        "POST", "/broker", "state", "Switch it",
+        (_json(200, "The mode now in force", "broker.response"),),
+        doc="Needs the token of this start in `x-wf-token`, and the tier hybrid. Even then only requests leave that "
+        'consent: `"broker": "allow"` in the body of `POST /generate`, or the header `x-wf-broker: allow`.',
+        takes="broker.request", errors=(BrokerDisabled,),
+    ),
     Call("GET", "/stats", "state", "How is it doing", (_json(200, "Measured since the start", "stats"),)),
     Call(
         "GET", "/usage", "state", "Who asked for how much, and what did it cost",

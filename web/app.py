@@ -27,7 +27,7 @@ from engine.domain.errors import (
 from engine.domain.usage import AGENT, agent_of
 from transport.wire.frames import SCHEMA_VERSION
 from transport.wire.json_schema import Documents
-from web import docs_page, generate, models, page, pull, schema_docs, stats, usage
+from web import broker, docs_page, generate, models, page, pull, schema_docs, stats, usage
 from web.handles import Engine, left
 from web.lens import anthropic as lens_anthropic
 from web.lens import ollama as lens_ollama
@@ -58,6 +58,7 @@ def create_app(
         generate.blueprint(engine),
         models.blueprint(engine),
         pull.blueprint(engine),
+        broker.blueprint(engine),
         stats.blueprint(engine),
         usage.blueprint(engine),
         lens_ollama.blueprint(engine),
@@ -90,6 +91,7 @@ def app_of(
     async def name_request() -> None:
         given = request.headers.get("x-request-id", "")
         g.request_id = given if REQUEST_ID.fullmatch(given) else secrets.token_hex(8)
+        broker.hear_consent()
         AGENT.set(agent_of(request.headers.get(AGENT_HEADER, ""), request.headers.get("user-agent", "")))
 
     @app.after_request

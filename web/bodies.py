@@ -383,6 +383,7 @@ class Stats(msgspec.Struct):
     models: dict[str, ModelFigures]
     system: SystemFigures
     council: CouncilFigures
+    providers: list[ProviderFigures]
     clients: list[ClientFigures]
     pool: PoolFigures
     sessions: SessionFigures

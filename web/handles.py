@@ -14,6 +14,7 @@ from actors.kernel import FlowStats, Outlet
 from actors.lease import PoolHandle
 from actors.ledger import LedgerHandle
 from actors.mapper import MapperCounters
+from actors.providers import Providers
 from actors.pulls import ModelPulls
 from actors.session import SessionTable
 from engine.domain.events import SessionSignal
@@ -82,6 +83,7 @@ class Engine:
     catalog: Catalog
     pool: PoolHandle
     pulls: ModelPulls
+    providers: Providers
     sessions: SessionTable
     ledger: LedgerHandle
     prices: PriceTable

@@ -62,6 +62,9 @@ def blueprint(engine: Engine, assets: Mapping[str, Asset]) -> Blueprint:
         if request.headers.get("sec-fetch-site", "same-origin") != "same-origin":
             raise ForbiddenOrigin("only this engine's own page may ask for its token")
         facts = engine.facts
+        allowed = facts.tier_limits
+        models = allowed.max_parallel_models
+        council = {"council_models_max": models, "turbo_models_max": models if allowed.turbo_enabled else 0}
         return {
             "ws_url": f"{engine.ws_origin(request.host)}/ws",
             "token": facts.token,
@@ -71,7 +74,7 @@ def blueprint(engine: Engine, assets: Mapping[str, Asset]) -> Blueprint:
             "tier": facts.tier,
             "level": facts.level,
             "tick_hz": facts.tick_hz,
-            "limits": facts.limits,
+            "limits": facts.limits | council,
         }
 
     return routes

@@ -9,10 +9,12 @@ from typing import Any
 import attrs
 from quart import Blueprint
 
+from actors.satellite import KIND as SATELLITE
 from actors.session import SessionReport, SessionRequest
 from engine.domain.runtime import Puller, Runtime
 from engine.domain.telemetry import DEGRADE_LEVELS, DegradeFigures, percentile
 from policies.advice import RuntimeView, advise
+from transport.outbound import COUNTERS
 from web.handles import Engine
 
 KIB = 1024
@@ -42,6 +44,7 @@ def blueprint(engine: Engine) -> Blueprint:
                 for client, rendered in engine.hub.reporting()
             ],
             "council": _council(engine),
+            "providers": engine.providers.report(),
             "pool": attrs.asdict(engine.pool.pool.counters)
             | {"runner_options_dropped": engine.sessions.runner_options_dropped},
             "sessions": {
@@ -67,24 +70,29 @@ def _council(engine: Engine) -> dict[str, Any]:
 
 
 def health_body(engine: Engine) -> dict[str, Any]:
+    """A satellite is not asked how it is, so its `up` is null, and it does not make the engine well."""
+    here = [runtime for runtime in engine.catalog.runtimes.values() if runtime.kind != SATELLITE]
     runtimes = [
         {
             "name": name,
             "kind": runtime.kind,
             "url": runtime.url,
             "local": runtime.local,
-            "up": probe.up if (probe := engine.catalog.probes.get(name)) else None,
+            "up": probe.up if (probe := engine.catalog.probes.get(name)) and runtime.kind != SATELLITE else None,
             "reason": probe.reason if probe else "not asked yet",
         }
         for name, runtime in engine.catalog.runtimes.items()
     ]
+    ups = [told["up"] for told in runtimes if told["kind"] != SATELLITE]
     advice = advise(
-        [_view(engine, runtime) for runtime in engine.catalog.runtimes.values()],
+        [_view(engine, runtime) for runtime in here],
         engine.catalog.starting(),
         engine.facts.suggested_model,
     )
     return {
-        "status": "degraded" if all(r["up"] is False for r in runtimes) else "ok",  # not asked yet is no fault
+        "status": "degraded"
+        if all(r["up"] is False for r in runtimes if r["kind"] != SATELLITE)
+        else "ok",  # not asked yet is no fault
         "state": advice.state,
         "next": advice.next_step,
         "suggested_model": engine.facts.suggested_model,
@@ -161,6 +169,7 @@ def _system(engine: Engine) -> dict[str, Any]:
             "bad_messages": hub.bad_messages,
         },
         "edges": {name: attrs.asdict(counters) for name, counters in engine.edges.items()},
+        "bytes_out": COUNTERS.bytes_out,
         "rss_bytes": (rss_bytes := _rss_bytes()),
         "rss_peak_bytes": max(usage.ru_maxrss * KIB, rss_bytes or 0),  # the kernel updates its peak late
         "cpu_s": usage.ru_utime + usage.ru_stime,

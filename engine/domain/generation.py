@@ -128,11 +128,11 @@ class Parameters:
 @attrs.frozen
 class ResumeRules:
     """What may be done when an answer breaks off after its first token: ask the `same` model again, or the next of
-    `models` (public names) on `other`, with the text so far as the beginning of its answer. `attempts_max` counts per
+    `models` (public names) for `other`, with the text so far as the beginning of its answer. `attempts_max` counts per
     answer; before the n-th there is a pause of n times `pause_s` seconds. `refused`: why not, for this very request."""
 
     attempts_max: int = 1
-    on: Literal["same", "other"] = "same"
+    who: Literal["same", "other"] = "same"
     models: tuple[str, ...] = ()
     pause_s: float = 1.0
     refused: str | None = None

@@ -129,6 +129,29 @@ async def test_a_new_model_does_not_load_before_the_old_one_is_out(autojump_cloc
         assert p.runtime.moves == ["load big", "load small", "out big", "load other"]
 
 
+async def test_a_model_that_has_grown_counts_as_what_it_is_now(autojump_clock):
+    async with rig(SIZES, budget_bytes=6 * GB) as p:
+        await p.use("small")
+        await trio.sleep(1)
+        p.runtime.grows = 2.5  # a longer context
+        await p.catalog.refresh()
+        await wait_all_tasks_blocked()
+        assert (p.pool.resident_bytes, p.pool.standing(p.ref("small")).expected_bytes) == (5 * GB, 5 * GB)
+        assert (await p.use("other")).evicted == ("small",)
+
+
+async def test_a_model_on_its_way_out_is_loaded_again_when_it_is_out(autojump_clock):
+    async with rig(SIZES, load_s=1.0) as p:
+        p.runtime.unload_s = 5.0
+        await p.use("small")
+        p.start(p.handle.unload, p.ref("small"))
+        await wait_all_tasks_blocked()
+        grant = await p.use("small")
+        assert (trio.current_time(), grant.cold) == (7.0, True)
+        assert (ModelState.QUEUED, 1, "the model is being unloaded") in [entry[1:] for entry in p.told]
+        assert p.runtime.moves == ["load small", "out small", "load small"]
+
+
 # ── cool-down ──
 
 
@@ -173,6 +196,20 @@ async def test_a_person_may_unload_what_is_cooling(autojump_clock):
 
 
 # ── the queue ──
+
+
+async def test_whoever_leaves_lets_others_move_up_at_once(autojump_clock):
+    """Also while a model is loaded for them alone."""
+    async with rig(SIZES, parallel=1, load_s=60.0) as p:
+        with trio.move_on_after(1):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(p.use, "small")
+                await wait_all_tasks_blocked()
+                p.start(p.use, "other")
+                await wait_all_tasks_blocked()
+                assert p.runtime.loads == ["small"]
+        await wait_all_tasks_blocked()
+        assert (trio.current_time(), p.runtime.loads) == (1.0, ["small", "other"])
 
 
 async def test_nobody_is_overtaken_without_end(autojump_clock):

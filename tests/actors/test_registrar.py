@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import trio
 
-from actors.registrar import BACKOFF_MAX_S, BACKOFF_S, OwnAgent, OwnRegistry, Registrar
+from actors.registrar import BACKOFF_MAX_S, BACKOFF_S, LOOK_S, OwnAgent, OwnRegistry, Registrar
 from actors.registry import EXPIRY_S, HEARTBEAT_S
 from engine.domain.agents import AgentCard
 from engine.domain.errors import NotFound, RuntimeUnavailable
@@ -123,8 +123,11 @@ async def test_a_heartbeat_brings_what_changed(autojump_clock):
         await trio.sleep(1)
         model.append("big")
         status.append("unhealthy")
-        await trio.sleep(HEARTBEAT_S)
+        await trio.sleep(LOOK_S + 0.1)  # a change of status is told at once, all else with the next heartbeat
         (entry,) = await handle.discover()
         assert (entry.card.model, entry.status, entry.own) == ("big", "unhealthy", True)
+        model.append("bigger")
+        await trio.sleep(HEARTBEAT_S + 0.1)
+        assert (await handle.discover())[0].card.model == "bigger"
         assert handle.registry.counters.registered == 1
         nursery.cancel_scope.cancel()

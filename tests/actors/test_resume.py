@@ -196,7 +196,7 @@ async def test_another_model_goes_on_and_is_named(autojump_clock):
         yield Place(other, "b-own")
         back.append(name)
 
-    rules = ResumeRules(attempts_max=3, on="other", models=("gone", "a", "b"), pause_s=0)
+    rules = ResumeRules(attempts_max=3, who="other", models=("gone", "a", "b"), pause_s=0)
     run = Run.of((*HALF, Cut()), rules=rules, elsewhere=elsewhere)
     await run.stream.run()
     (seam,) = [c.seam for c in await run.chunks() if c.seam]
@@ -206,7 +206,7 @@ async def test_another_model_goes_on_and_is_named(autojump_clock):
 
 
 async def test_without_anybody_to_lend_another_model_there_is_none(autojump_clock):
-    run = Run.of((*HALF, Cut()), rules=ResumeRules(on="other", models=("b",)))
+    run = Run.of((*HALF, Cut()), rules=ResumeRules(who="other", models=("b",)))
     assert "no other model" in (await failure_of(run)).details["not_resumed"]
 
 
@@ -216,7 +216,7 @@ async def test_another_model_is_not_waited_for_without_end(autojump_clock):
         await trio.sleep_forever()
         yield
 
-    run = Run.of((*HALF, Cut()), rules=ResumeRules(on="other", models=("b",), pause_s=0), elsewhere=elsewhere)
+    run = Run.of((*HALF, Cut()), rules=ResumeRules(who="other", models=("b",), pause_s=0), elsewhere=elsewhere)
     began = trio.current_time()
     assert "within 300 s" in (await failure_of(run)).details["not_resumed"]
     assert trio.current_time() - began < 302

@@ -92,7 +92,8 @@ def energy(*streams: dict[str, Any], ensemble: dict[str, Any] | None = None) -> 
 def together(value: float = 0.6, **values: Any) -> dict[str, Any]:
     """`energy.update.ensemble`."""
     usual = {"energy": value, "modulated": value + 0.05, "gain": 0.05, "di": 0.3, "di_method": "jsd_topk"}
-    return usual | {"di_stale": False, "mixture_uncertainty": 0.4, "sync_latency_ms": 12.0, "weights": {}} | values
+    rest = {"di_stale": False, "mixture_uncertainty": 0.4, "sync_latency_ms": 12.0, "weights": {}, "reason": None}
+    return usual | rest | values
 
 
 def token(position: int, text: str, **values: Any) -> dict[str, Any]:
@@ -109,7 +110,9 @@ def started(count: int, **values: Any) -> list[Event]:
     """What opens a council of `count`."""
     streams = [{"stream_id": stream_id(slot), "model": NAMES[slot], "session_id": SESSION} for slot in range(count)]
     models = list(NAMES[:count])
-    formed = event("council.formed", council_id="c1", models=models, dropped_models=[], plan="together", weights={})
+    members = [{"stream_id": stream["stream_id"], "model": stream["model"]} for stream in streams]
+    names = {"models": models, "members": members, "dropped_models": [], "plan": "together", "waves": []}
+    formed = event("council.formed", council_id=SESSION, weights={}, method="consensus", reason=None, **names)
     about = {"mode": "council", "models": models, "dropped_models": [], "parameters": {}, "energy_params": PARAMS}
     rest = {"origin": "dashboard", "synthetic": False, "start_us": 0, "streams": streams}
     return [formed, event("experience.session_start", **about | rest | values)]
@@ -154,11 +157,14 @@ def council(count: int, seconds: float, words: tuple[str, ...] = tuple(WORDS)) -
             pace = {"tps": 1000 / (22 + 5 * slot), "silence_ms": silence, "stall": stall, "tokens": positions[slot]}
             readings.append(reading(slot, energy=shown, state=state, **pace, **known))
         weights = {stream_id(slot): 1.0 + 0.2 * ((slot % 3) - 1) for slot in range(count)}
-        mean = sum(weights[stream_id(slot)] * readings[slot]["energy"] for slot in range(count)) / sum(weights.values())
+        weights = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+        mean = sum(weights[stream_id(slot)] * readings[slot]["energy"] for slot in range(count))
         measured = {"di": 1 - agreement, "sync_latency_ms": 60 * (1 - agreement), "weights": weights}
         if agreement > 0.84 and not resonant and n > 30:
             resonant = True
-            events.append(event("council.resonance", phase="start", strength=0.9, coherence=agreement, duration_ms=0))
+            events.append(
+                event("council.resonance", phase="start", strength=0.9, coherence=agreement, duration_ms=None)
+            )
         if agreement < 0.7 and resonant:
             resonant = False
             events.append(event("council.resonance", phase="end", strength=0.9, coherence=0.7, duration_ms=2400))
@@ -171,7 +177,7 @@ def council(count: int, seconds: float, words: tuple[str, ...] = tuple(WORDS)) -
                 for a in range(count)
                 for b in range(a)
             ]
-            events.append(event("council.ensemble", energy=mean, di=1 - agreement, pairwise=pairs))
+            events.append(event("council.ensemble", energy=mean, di=1 - agreement, agreement=pairs))
         gain = 0.25 * mean * (2 * agreement - 1)
         ensemble = together(mean, gain=gain, modulated=mean + gain, **measured)
         events.append(energy(*readings, ensemble=ensemble if any(positions) else None))

@@ -1,4 +1,4 @@
-"""Several streams side by side: each visible property is one measured signal, and a signal that is missing has no ink."""
+"""Several streams side by side: each visible property is one measured signal, and what is missing has no ink."""
 
 from __future__ import annotations
 
@@ -52,7 +52,10 @@ def pixels(page: Page, box: tuple[float, float, float, float], test: str) -> int
         f"""([x, y, w, h]) => {{
           const canvas = document.querySelector("#field");
           const k = canvas.width / canvas.clientWidth;
-          const {{ data }} = canvas.getContext("2d").getImageData(x * k, y * k, Math.max(1, w * k), Math.max(1, h * k));
+          const aside = new OffscreenCanvas(canvas.width, canvas.height);
+          const copy = aside.getContext("2d", {{ willReadFrequently: true }});
+          copy.drawImage(canvas, 0, 0);
+          const {{ data }} = copy.getImageData(x * k, y * k, Math.max(1, w * k), Math.max(1, h * k));
           let found = 0;
           for (let i = 0; i < data.length; i += 4) {{
             const [r, g, b, a] = data.slice(i, i + 4);
@@ -130,9 +133,9 @@ def test_the_hatch_is_as_wide_as_the_stall(blank: Page, stalled: int) -> None:
     place = plot(blank, 2)
     lane = place["lanes"][0]
     reddish = "a > 60 && r > 110 && r > b * 1.25 && r > g * 1.4"
-    tall = lane["y1"] - lane["y0"] - 4
-    hatch = (place["x1"] - stalled + 2, lane["y0"] + 2, max(1, stalled - 8), tall)
-    before = (place["x1"] - stalled - 60, lane["y0"] + 2, 50, tall)
+    tall = lane["y1"] - lane["y0"] - 16  # below the label
+    hatch = (place["x1"] - stalled + 2, lane["y0"] + 12, max(1, stalled - 8), tall)
+    before = (place["x1"] - stalled - 60, lane["y0"] + 12, 50, tall)
     assert (pixels(blank, hatch, reddish) > 0) is (stalled > 0)
     assert pixels(blank, before, reddish) == 0
     expect(blank.locator(".lane .stall-note").first).to_have_text(re.compile(r"silence \d+ ms") if stalled else "")
@@ -189,8 +192,14 @@ def test_gold_is_the_engines_cue_and_never_the_pages_conclusion(blank: Page) -> 
     expect(blank.locator("#cue")).to_be_hidden()
 
 
+def test_a_resonance_that_this_tier_does_not_show_is_not_shown(blank: Page) -> None:
+    start = event("council.resonance", phase="start", strength=0.9, coherence=0.9, duration_ms=None, celebrate=False)
+    shown(blank, fringes(0.01, start))
+    expect(blank.locator("#cue")).to_be_hidden()
+
+
 def test_a_resonance_is_gold_from_its_start_to_its_end(blank: Page) -> None:
-    start = event("council.resonance", phase="start", strength=0.9, coherence=0.9, duration_ms=0)
+    start = event("council.resonance", phase="start", strength=0.9, coherence=0.9, duration_ms=None)
     shown(blank, fringes(0.9, start))  # whatever DI is: the cue is the engine's
     place = plot(blank, 2)
     band = (place["x1"] - 60, place["fringe"]["y0"] + 2, 50, place["fringe"]["y1"] - place["fringe"]["y0"] - 4)
@@ -209,23 +218,28 @@ def test_the_cue_is_the_engines_pattern(blank: Page, pattern: str, words: str) -
 
 def test_agreement_of_each_two_is_what_the_engine_measured(blank: Page) -> None:
     pairs = [{"a": stream_id(0), "b": stream_id(1), "agreement": 0.874}]
-    shown(blank, fringes(0.3, event("council.ensemble", energy=0.5, di=0.3, pairwise=pairs)))
+    shown(blank, fringes(0.3, event("council.ensemble", energy=0.5, di=0.3, agreement=pairs)))
     expect(blank.locator(".pair")).to_have_text(["0.87"])
 
 
-def test_a_missed_frame_is_a_blank_column(blank: Page) -> None:
+def test_missed_frames_are_blank_columns_in_every_lane(blank: Page) -> None:
     messages = council(2, 3)
-    shown(blank, messages)
-    links_frames = [message["frame"] for message in messages]
-    assert links_frames == sorted(links_frames)
-    assert measured(blank, "gaps") == 0
+    kept = messages[:60] + messages[90:]
+    shown(blank, kept)
+    until(blank, "window.__wf.columns === 180")  # time is not closed up
+    assert measured(blank, "gaps") == 30
+    place = plot(blank, 2)
+    for lane in place["lanes"]:
+        missing = (place["x1"] - 118, lane["y0"], 26, lane["y1"] - lane["y0"] - 2)
+        assert pixels(blank, missing, "a > 60 && Math.max(r, g, b) > 90") == 0
 
 
 # ── a council's life ────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 def test_a_member_that_drops_out_says_why_and_the_others_go_on(blank: Page) -> None:
-    left = event("council.model_error", stream_id=stream_id(1), model=NAMES[1], reason="the runtime broke off")
+    broken = {"code": "UPSTREAM_TRUNCATED", "message": "the runtime broke off", "retryable": True, "details": {}}
+    left = event("council.model_error", stream_id=stream_id(1), model=NAMES[1], reason="error", error=broken)
     readings = [reading(slot, tokens=1) for slot in range(3)]
     first = frame(FIRST_FRAME, *started(3), energy(*readings, ensemble=together()))
     shown(blank, [first, frame(FIRST_FRAME + 1, left, energy(readings[0], readings[2], ensemble=together()))])
@@ -240,10 +254,13 @@ def test_the_chosen_answer_is_marked_when_the_engine_chose(blank: Page) -> None:
     readings = [reading(slot, tokens=1) for slot in range(2)]
     end = {"reason": "finished", "error": None, "totals": {"tokens": 2}, "ttft_ms": 9.0, "duration_ms": 2000.0}
     rest = event("experience.session_end", **end, stop_latency_ms=None, summary={})
-    chosen = event("council.synthesis", method="medoid", chosen=stream_id(1), confidence=0.82, report={})
+    why = {"confidence": 0.82, "reason": "it agrees most with the others", "report": {}}
+    chosen = event("council.synthesis", method="consensus", stream_id=stream_id(1), model=NAMES[1], **why)
     first = frame(FIRST_FRAME, *started(2), energy(*readings, ensemble=together()))
     shown(blank, [first, frame(FIRST_FRAME + 1, energy(*readings, ensemble=together()), rest, chosen)])
-    expect(blank.locator("#council-notes")).to_contain_text(f"Chosen: {NAMES[1]}, by medoid, confidence 0.82.")
+    expect(blank.locator("#council-notes")).to_contain_text(
+        f"Chosen: {NAMES[1]}, by consensus, confidence 0.82: it agrees most"
+    )
     expect(blank.locator(".lane .chosen")).to_have_count(2)
     expect(blank.locator(".lane .chosen").nth(1)).to_be_visible()
     expect(blank.locator(".lane .chosen").first).to_be_hidden()
@@ -267,7 +284,7 @@ def test_hostile_names_and_text_are_only_text_in_every_lane(blank: Page) -> None
     streams = [{"stream_id": stream_id(slot), "model": f"{evil}{slot}", "session_id": SESSION} for slot in range(2)]
     readings = [reading(slot, model=f"{evil}{slot}", tokens=1) for slot in range(2)]
     words = [spoken(slot, token(0, evil)) for slot in range(2)]
-    error = event("council.model_error", stream_id=stream_id(1), model=f"{evil}1", reason=evil)
+    error = event("council.model_error", stream_id=stream_id(1), model=f"{evil}1", error={"code": "X", "message": evil})
     opened = started(2, streams=streams)[1:]
     shown(blank, [frame(FIRST_FRAME, *opened, *words, error, energy(*readings, ensemble=together()))])
     expect(blank.locator(".lane .text").first).to_have_text(evil)
@@ -285,7 +302,7 @@ def limited(page: Page, tier: str, models: int, *, turbo: bool) -> None:
 
     def bootstrap(route: Route) -> None:
         body = route.fetch().json()
-        limits = body["limits"] | {"council_models_max": models, "turbo_enabled": turbo}
+        limits = body["limits"] | {"council_models_max": models, "turbo_models_max": models if turbo else 0}
         route.fulfill(json=body | {"tier": tier, "limits": limits})
 
     def description(route: Route) -> None:

@@ -192,7 +192,7 @@ def test_a_set_exceeds_no_budget_and_nothing_goes_that_must_stay(wanted, slots, 
     by_name = {slot.model: slot for slot in slots}
     for slot in (by_name[name] for name in decision.evict):
         assert slot.leases == 0
-        assert not (slot.loading or slot.leaving or slot.pinned)
+        assert not any((slot.loading, slot.leaving, slot.pinned))
         assert slot.cool_until_us <= NOW or slot.model in hot
         assert slot.model not in {w.model for w in wanted}
     pool = afterwards(wanted, slots, decision)

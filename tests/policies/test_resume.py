@@ -111,7 +111,7 @@ def test_text_and_tokens_add_up(text, tokens, limit):
 
 def test_the_next_one_is_the_same_or_the_next_of_the_others():
     assert [next_model(RULES, "a", n) for n in (0, 1)] == ["a", "a"]
-    others = ResumeRules(attempts_max=9, on="other", models=("b", "a", "c"))
+    others = ResumeRules(attempts_max=9, who="other", models=("b", "a", "c"))
     assert [next_model(others, "a", n) for n in (0, 1)] == ["b", "c"]
     assert isinstance(next_model(others, "a", 2), Refused)
 

@@ -82,6 +82,7 @@ REFUSED = {
     "tinyllama: {title: \"a\\nb\"}": "wf.yaml:1: tinyllama.title must be one line of text, not 'a\\nb'",
     "tinyllama: off": "wf.yaml:1: tinyllama must be a mapping, not 'off'",
     "My-Coder: {}": f"wf.yaml:1: My-Coder must be {NAME}, not 'My-Coder'",
+    "router: {}": "wf.yaml:1: router must be another name: the engine has one of its own",
     "mine: {port: 1, title: x, capabilities: [a]}": (
         "wf.yaml:1: mine.model must be given, or else same_model_as, and the other one null"
     ),

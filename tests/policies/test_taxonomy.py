@@ -6,7 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine.domain.errors import ConfigError
 from policies.schema import Misfit
+from policies.source import parse
 from policies.taxonomy import Vocabulary, fitted, load_taxonomy, messages
 
 DOMAINS = """FACTOIDWIKI ARTIFICIAL_INTELLIGENCE MEDICINE BIOLOGY PHYSICS CHEMISTRY MATHEMATICS COMPUTER_SCIENCE
@@ -61,6 +63,30 @@ def test_any_name_at_all_is_answered(name):
     label, nearest = TAXONOMY.domains.canonical(name), TAXONOMY.domains.nearest(name)
     assert label is None or (label in DOMAINS and nearest == label)
     assert nearest is None or nearest in DOMAINS
+
+
+def test_other_labels_need_another_version():
+    more = "domains: {labels: [OTHER, ASTROLOGY]}"
+    with pytest.raises(ConfigError) as caught:
+        load_taxonomy(parse(more, "wf.yaml"))
+    assert caught.value.message == "wf.yaml:1: domains.version must be another one than 1.0: these are not its labels"
+    mine = load_taxonomy(parse(more.replace("{labels", '{version: "1.1", labels'), "wf.yaml"))
+    assert mine.domains.labels == ("OTHER", "ASTROLOGY")
+    assert mine.tasks == TAXONOMY.tasks
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("domains: {fallback: NONE}", "domains.fallback must be one of labels, not 'NONE'"),
+        ("prompt: {answer_tokens_max: 0}", "prompt.answer_tokens_max must be 4–256, not 0"),
+        ("domian: {}", "domian is unknown; did you mean domains?"),
+    ],
+)
+def test_a_change_that_cannot_be_is_told_with_its_place(text, told):
+    with pytest.raises(ConfigError) as caught:
+        load_taxonomy(parse(text, "wf.yaml"))
+    assert caught.value.message == f"wf.yaml:1: {told}"
 
 
 def test_a_vocabulary_guards_itself():

@@ -19,6 +19,7 @@ import pytest
 from tests.system.process import WATCHDOG_S, EngineProcess, wf
 
 NAMES = ("llama31_8b", "tinyllama", "tlc_domain_classifier")
+BESIDE = ("registry", "router")
 ANY_PORT = {name: {"port": 0} for name in NAMES}
 QUERY = "What is the role of glucose in diabetes?"
 CHAT = {"messages": [{"role": "user", "content": "What is 2+2?"}], "max_tokens": 6, "stream": False}
@@ -26,7 +27,8 @@ GENERATE = {"prompt": "What is AI?", "stream": False, "options": {"num_predict":
 
 
 def env_of(table: dict[str, Any], **more: str) -> dict[str, str]:
-    return {"WF_SERVICES__TABLE": json.dumps(table), "WF_EMBEDDED__PACE_TPS": "0"} | more
+    any_port = {"WF_SERVICES__REGISTRY_PORT": "0", "WF_SERVICES__ROUTER_PORT": "0"}
+    return any_port | {"WF_SERVICES__TABLE": json.dumps(table), "WF_EMBEDDED__PACE_TPS": "0"} | more
 
 
 @attrs.define(eq=False)
@@ -131,14 +133,14 @@ def services(tmp_path_factory: pytest.TempPathFactory, ollama: str) -> Iterator[
 
 
 def test_all_start_and_are_well(services, ollama):
-    assert list(services.urls) == [*NAMES, "mine"]
+    assert list(services.urls) == [*NAMES, "mine", *BESIDE]
     for name, said in zip(NAMES, ("llama31_8b_wrapper", "tinyllama_wrapper", NAMES[2]), strict=True):
         answer = services.get(name, "/health")
         body = answer.json()
         assert answer.status_code == 200
         assert (body["status"], body["service"], body["port"]) == ("healthy", said, services.port(name))
         assert (body["ollama_backend"], body["fallback_reason"]) == (ollama, None)
-        assert services.urls[name] in services.engine.stdout()
+        services.engine.wait_for(lambda url=services.urls[name]: url in services.engine.stdout())
 
 
 def test_the_openai_shape(services):
@@ -261,14 +263,22 @@ def test_without_the_named_models_others_answer_and_say_so(start):
     assert set(tmd) == {"task", "method", "domain"}
 
 
+def test_a_taxonomy_of_ones_own_is_served_with_its_version(start):
+    own = json.dumps({"domains": {"version": "1.1", "labels": ["OTHER", "ASTROLOGY"]}})
+    engine = Services(start("--services", env=env_of(ANY_PORT, WF_SERVICES__TAXONOMY=own)))
+    said = engine.post("tlc_domain_classifier", "/validate_domain", {"domain": "astrology"}).json()
+    assert (said["valid"], said["domain_taxonomy_version"]) == (True, "1.1")
+    assert engine.post("tlc_domain_classifier", "/validate_domain", {"domain": "MEDICINE"}).json()["valid"] is False
+
+
 def test_a_taken_port_is_a_warning_and_the_others_are_served(start, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as holder:
         port = holder.getsockname()[1]
         env = env_of(ANY_PORT | {"tinyllama": {"port": port}})
         engine = start("--services", env=env)
-        assert list(Services(engine).urls) == ["llama31_8b", "tlc_domain_classifier"]
+        assert list(Services(engine).urls) == ["llama31_8b", "tlc_domain_classifier", *BESIDE]
         said = f"service tinyllama is not offered: 127.0.0.1:{port} is in use"
-        assert said in engine.stdout()
+        engine.wait_for(lambda: said in engine.stdout())  # said after the port file is there
         assert said in engine.stderr()
         assert "services.table.tinyllama.port" in engine.stdout()
         shown = wf(tmp_path, "services", "status", "--json", env=env)
@@ -310,7 +320,9 @@ def test_up_status_and_down(background):
     up = wf(folder, "services", "up", "--json", env=env)
     assert up.returncode == 0, up.stderr
     body = json.loads(up.stdout)
-    assert [(row["name"], row["status"]) for row in body["services"]] == [(name, "healthy") for name in NAMES]
+    assert [(row["name"], row["status"]) for row in body["services"]] == [
+        (name, "healthy") for name in (*NAMES, *BESIDE)
+    ]
     for row in body["services"]:
         answer = httpx.get(f"{row['url']}/health", trust_env=False, verify=False, timeout=WATCHDOG_S)
         assert answer.json()["status"] == "healthy"
@@ -339,7 +351,8 @@ def test_up_without_a_free_port_starts_nothing(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as holder:
         only = {name: {"enabled": False} for name in NAMES}
         mine = {"port": holder.getsockname()[1], "title": "x", "model": "a", "capabilities": ["b"]}
-        up = wf(tmp_path, "services", "up", env=env_of(only | {"mine": mine}))
+        off = {"WF_SERVICES__REGISTRY": "off", "WF_SERVICES__ROUTER": "off"}
+        up = wf(tmp_path, "services", "up", env=env_of(only | {"mine": mine}, **off))
     assert up.returncode == 3
     assert "services.table.mine.port" in up.stderr
     assert not (tmp_path / "state" / "engine.json").exists()

@@ -73,6 +73,7 @@ async def test_bootstrap_tells_the_page_what_it_needs(autojump_clock):
         assert (body["token"], body["schema_version"], body["tick_hz"]) == (TOKEN, "1.0", 60)
         assert (body["tier"], body["level"], body["boot"]) == ("mid", 5, api.slice.core.boot)
         assert body["limits"]["body_bytes_max"] == 1_048_576
+        assert (body["limits"]["council_models_max"], body["limits"]["turbo_models_max"]) == (4, 4)
 
 
 @pytest.mark.parametrize("site", ["cross-site", "same-site", "none", "", "SAME-ORIGIN"])

@@ -92,9 +92,10 @@ async def test_the_estimate_is_made_with_prices_of_the_user(autojump_clock):
     async with running_api(settings=settings) as api:
         await asked(api)
         body = (await api.get("/usage")).json
-        assert body["avoided"] == {
-            "estimate_usd": pytest.approx((body["totals"]["tokens_in"] + 5 * 2) / 1e6), "reason": None, "name": "what I had", "as_of": "2026-11-01",
-        }  # fmt: skip
+        usd = (body["totals"]["tokens_in"] * 1 + body["totals"]["tokens_out"] * 2) / 1e6
+        told = {"reason": None, "name": "what I had", "as_of": "2026-11-01"}
+        assert body["avoided"] == {"estimate_usd": pytest.approx(usd), **told}
+        assert usd >= 5 * 2 / 1e6
         assert body["totals"]["cost_usd"] == 0
 
 

@@ -88,6 +88,7 @@ class OpenAIRuntime:
     api_key: str | None = attrs.field(default=None, repr=False)
     transport: Transport | None = None
     permit: Permit | None = None  # to reach it on another machine
+    list_s: float = LIST_S  # for its list of models
     hosted: bool = False  # a provider of the OpenAI API itself, or of OpenRouter's
     counters: OpenAICounters = attrs.field(factory=OpenAICounters, init=False)
     _upstream: Upstream = attrs.field(init=False)
@@ -265,7 +266,7 @@ class OpenAIRuntime:
     # ── small calls ──
 
     async def _listed(self) -> list[wire.ListedModel]:
-        answer = await self._upstream.ask("GET", wire.MODELS_PATH, timeout_s=LIST_S)
+        answer = await self._upstream.ask("GET", wire.MODELS_PATH, timeout_s=self.list_s)
         if answer.status in (401, 403):
             raise RuntimeUnavailable(f"{self.name} refuses to be used ({answer.status}); is its API key right?")
         if answer.status == 503:

@@ -81,10 +81,10 @@ _record_decoder: Final = msgspec.json.Decoder(_Record)
 
 @attrs.define(eq=False)
 class ChunkStream:
-    """The bytes of one answer to its chunks. `finishing`: why it ends was told, only `message_stop` can still
-    come. `ended`: it came; the last chunk carried the end. What comes later is counted in `late_records`. `cut`: the
-    stream ended inside an event. `reported`: the error that was raised is an event of the server's own. `secret` is kept
-    out of error texts."""
+    """The bytes of one answer to its chunks. `finishing`: why it ends was told, only `message_stop` can still come.
+    `ended`: it came; the last chunk carried the end. What comes later is counted in `late_records`. `cut`: the stream
+    ended inside an event. `reported`: the error that was raised is an event of the server's own. `secret` is kept out
+    of error texts."""
 
     secret: str = attrs.field(default="", repr=False)
     ended: bool = attrs.field(default=False, init=False)

@@ -26,6 +26,7 @@ from engine.domain.models import Capability, ModelState
 from engine.domain.runtime import Embedder, Embeddings, EmbedRequest, Forwarder, ForwardRequest
 from policies.leaving import leave_after_s
 from policies.resume import rules_for
+from policies.selection import Wants, wants_of
 from transport.wire.dialects.reply import Asked, Reply, ReplyFacts, needs
 from transport.wire.dialects.wf_field import with_wf
 from web.handles import Engine, on_leave
@@ -108,7 +109,8 @@ async def _answer(
     assert isinstance(body, bytes)
     asked = prepare(dialect.parse(request.path, body))
     unload = asked.load_only and asked.request.keep_alive in UNLOAD
-    model = await (look_up if unload else resolve)(engine, asked.model)
+    found = look_up(engine, asked.model) if unload else resolve(engine, asked.model, wants_of(asked.request))
+    model = await found
     if asked.load_only and load_only is not None:
         return await engine.lens.calls.run(load_only(engine, asked, model))
     terms = _terms(engine)
@@ -266,9 +268,9 @@ def _gives_none(model: ModelRef) -> bool:
     return told and Capability.LOGPROBS not in model.info.capabilities
 
 
-async def resolve(engine: Engine, name: str) -> ModelRef:
+async def resolve(engine: Engine, name: str, wants: Wants | None = None) -> ModelRef:
     """The model that a client wants something of, by an alias or by its name; with `pull: auto` it is downloaded."""
-    return await engine.pulls.resolve(engine.lens.aliases.get(name, name), explicit=False)
+    return await engine.providers.resolve(engine.lens.aliases.get(name, name), wants)
 
 
 async def look_up(engine: Engine, name: str) -> ModelRef:

@@ -14,6 +14,7 @@ from engine.domain.errors import EngineError, ModelNotFound
 from engine.domain.generation import EndReason
 from engine.domain.models import Capability, ModelState
 from engine.domain.telemetry import RECENT_MAX, percentile
+from engine.domain.usage import FALLBACK
 from policies.services import Offer, ServiceEntry, ServiceTable, stand_in
 from policies.taxonomy import Taxonomy
 from web.handles import Engine
@@ -108,6 +109,7 @@ class Service:
                 model=wanted,
             )
         self._tell(chosen.fallback_reason)
+        FALLBACK.set(chosen.fallback_reason)
         return chosen
 
     def is_loaded(self, chosen: Chosen) -> bool:

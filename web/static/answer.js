@@ -36,7 +36,6 @@ export function outcome(session, answeredMs) {
   if (known(end.summary?.energy_mean)) parts.push(`mean E ${fixed(end.summary.energy_mean, 2)}`);
   if (end.summary?.stalls) parts.push(counted(end.summary.stalls, "stall"));
   if (end.totals?.prompt_tokens_dropped) parts.push(`prompt cut by ${counted(end.totals.prompt_tokens_dropped, "token")}`);
-  if (session.end?.summary?.chosen) parts.push(`chosen ${visible(String(session.end.summary.chosen))}`);
   if (session.modelState?.state === "ready" && session.modelState.reason) parts.push(visible(session.modelState.reason));
   return parts.join(" · ");
 }

@@ -79,7 +79,7 @@ export async function pull(name, signal, onStep) {
   const response = await send("/api/pull", { body: { model: name, stream: true }, signal });
   let status = "";
   try {
-    for await (const line of lines(/** @type {ReadableStream<Uint8Array>} */ (response.body))) {
+    for await (const line of lines(/** @type {ReadableStream<Uint8Array<ArrayBuffer>>} */ (response.body))) {
       const step = JSON.parse(line);
       if (typeof step.error === "string") throw new ApiError("DOWNLOAD_FAILED", step.error);
       status = String(step.status);
@@ -100,6 +100,12 @@ export const unload = (name) => call("/models/unload", { body: { name } });
 
 /** Why a model is where it is. @param {string} name @returns {Promise<any>} */
 export const why = (name) => call(`/models/${name.split("/").map(encodeURIComponent).join("/")}/why`);
+
+/** @param {string} by model, agent or day @returns {Promise<any>} */
+export const usage = (by) => call(`/usage?by=${by}`);
+
+/** @returns {Promise<any>} */
+export const stats = () => call("/stats");
 
 /** The engine's own description of its calls. @returns {Promise<import("./features.js").Description>} */
 export const description = () => call("/openapi.json");

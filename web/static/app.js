@@ -8,6 +8,7 @@ import { EnsembleCard } from "./ensemble.js";
 import { Events } from "./events.js";
 import { Features } from "./features.js";
 import { byId } from "./format.js";
+import { Gateway } from "./gateway.js";
 import { showGuide, showReach, spoken } from "./guide.js";
 import { Heat } from "./heat.js";
 import { Inspector, short } from "./inspector.js";
@@ -58,6 +59,7 @@ class Page {
     this.library = new Library({ download: (name) => this.downloads.start(name) });
     this.features = new Features(() => this._described());
     this.pool = new Pool({ refresh: () => this.composer.refreshModels(), reasons: () => this.features.has("/models/{name}/why"), say: (words) => this.announcer.say(words) });
+    this.gateway = new Gateway();
     this.events = new Events((entry) => this._showEvent(entry));
     this.sessions = /** @type {HTMLSelectElement} */ (byId("sessions"));
     this.screens = new Screens(this);
@@ -198,6 +200,7 @@ class Page {
       this.heat.show(this.lanes, session, this.inspector.open, this.picking.picked, now);
     } else if (this.screens.screen === "pool") this.pool.show(this._streaming(), this.library, now);
     else if (this.screens.screen === "events") this.events.show(this.store.log, now);
+    else this.gateway.show(now);
     if (this.link.lives === this._lives) return;
     if (this._lives === 0) this.downloads.resume();
     this._lives = this.link.lives;
@@ -220,6 +223,7 @@ class Page {
   /** The engine told what it can do. */
   _described() {
     this.composer.picker.allow(this.features, this.link.engine);
+    this.screens.allow(this.features.has("/usage"));
   }
 
   _accepted() {

@@ -73,7 +73,7 @@ export class EnsembleColumns {
     this.brackets = [];
   }
 
-  /** @param {{energy: number|null, di: number|null, sync_latency_ms: number|null}|null} ensemble */
+  /** @param {Record<string, any>|null} ensemble of an energy.update */
   push(ensemble) {
     const slot = this.count % COLUMNS;
     const open = this.brackets.at(-1);

@@ -66,7 +66,7 @@ export class Composer {
       } catch (error) {
         this._refuse(error);
       }
-    } while (this._refreshing === "again");
+    } while (/** @type {string} */ (this._refreshing) === "again");
     this._refreshing = "no";
   }
 

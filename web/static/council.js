@@ -28,16 +28,16 @@ export class Council {
       case "formed":
         this.formed = payload;
         session.dropped = payload.dropped_models ?? session.dropped;
-        for (const { stream_id: id, model } of payload.streams ?? []) session.stream(id, model);
+        for (const { stream_id: id, model } of payload.members ?? []) session.stream(id, model);
         break;
       case "model_start":
-        session.stream(streamOf(payload), payload.model ?? "");
+        session.stream(payload.stream_id, payload.model);
         break;
       case "model_end":
         this._member(session, payload, (stream) => (stream.done = payload));
         break;
       case "model_error":
-        this._member(session, payload, (stream) => (stream.error = reason(payload)));
+        this._member(session, payload, (stream) => (stream.error = failure(payload)));
         break;
       case "ensemble":
         this.window = payload;
@@ -46,6 +46,7 @@ export class Council {
         if (CUES.has(payload.pattern)) this.interference = payload;
         break;
       case "resonance":
+        if (payload.celebrate === false) break; // this tier or level does not show it
         this.resonance = payload.phase === "end" ? null : payload;
         this.resonanceSinceMs = monoMs;
         session.together?.resonance(payload.phase, payload.duration_ms ?? null);
@@ -57,23 +58,17 @@ export class Council {
 
   /** @param {Session} session @param {any} payload @param {(stream: import("./stream.js").Stream) => void} act */
   _member(session, payload, act) {
-    const id = streamOf(payload);
-    const stream = session.streams.find((one) => one.id === id) ?? (payload.model ? session.streams.find((one) => one.model === payload.model) : undefined);
+    const stream = session.streams.find(({ id }) => id === payload.stream_id);
     if (stream) act(stream);
   }
 
   /** Agreement of each two members as the engine measured it last. @returns {Pair[]} */
   get pairs() {
-    const pairs = this.window?.pairwise ?? [];
-    return Array.isArray(pairs) ? pairs.filter((pair) => typeof pair?.agreement === "number") : [];
+    return this.window?.agreement ?? [];
   }
 }
 
-/** @param {any} payload */
-const streamOf = (payload) => payload.stream_id ?? payload.member ?? "";
-
 /** @param {any} payload @returns {{code: string, message: string}} */
-function reason({ error, reason: why }) {
-  if (error && typeof error === "object") return { code: error.code ?? "MEMBER_ERROR", message: error.message ?? "" };
-  return { code: "LEFT", message: String(why ?? error ?? "it left the council") };
+function failure({ error, reason }) {
+  return { code: error?.code ?? "LEFT", message: error?.message ?? `It left the council: ${reason}.` };
 }

@@ -25,8 +25,8 @@ export function cue(session) {
 }
 
 /** @param {Session} session */
-function whyDi({ ensemble }) {
-  if (!ensemble) return "no member has an energy yet";
+function whyDi({ ensemble, active, tokens }) {
+  if (!ensemble) return active || tokens === 0 ? "no member has an energy yet" : "nobody speaks any more";
   if (ensemble.di === null) return ensemble.reason ? visible(String(ensemble.reason)) : WHY_NO_DI;
   return `by ${ensemble.di_method}${ensemble.di_stale ? ", held: nothing aligned just now" : ""}`;
 }
@@ -120,16 +120,18 @@ export class EnsembleCard {
   }
 
   /** What came of it, and who was not taken. @param {Session} session */
-  _outcome({ council, dropped, streams, unshown }) {
+  _outcome({ council, dropped, unshown }) {
     const { synthesis, formed } = council;
     const lines = [];
-    if (formed?.plan === "waves") lines.push("In waves: memory does not hold all members at once.");
+    if (formed?.plan === "waves") lines.push(`In ${formed.waves?.length ?? "several"} waves.`);
+    if (formed?.reason) lines.push(`${visible(String(formed.reason))}.`);
     if (dropped.length > 0) lines.push(`Left out by the tier: ${dropped.map(visible).join(", ")}.`);
     if (unshown > 0) lines.push("More streams than this page shows.");
     if (synthesis) {
-      const chosen = streams.find(({ id, model }) => id === synthesis.chosen || model === synthesis.chosen)?.model ?? synthesis.chosen;
-      const sure = known(synthesis.confidence) ? `, confidence ${synthesis.confidence.toFixed(2)}` : "";
-      lines.push(chosen ? `Chosen: ${visible(String(chosen))}, by ${visible(String(synthesis.method))}${sure}.` : `No answer was chosen (${visible(String(synthesis.method))}).`);
+      const { model, method, confidence, reason } = synthesis;
+      const sure = known(confidence) ? `, confidence ${confidence.toFixed(2)}` : "";
+      const why = reason ? `: ${visible(String(reason))}` : "";
+      lines.push(model ? `Chosen: ${visible(model)}, by ${visible(String(method))}${sure}${why}.` : `No answer was chosen${why}.`);
     }
     put(byId("council-notes"), lines.join(" "));
     byId("council-notes").hidden = lines.length === 0;

@@ -47,5 +47,5 @@ export class Features {
  */
 export function allowance(engine) {
   const limits = engine?.limits ?? {};
-  return { tier: engine?.tier ?? "", models: limits.council_models_max ?? limits.max_parallel_models ?? null, turbo: limits.turbo_enabled ?? null };
+  return { tier: engine?.tier ?? "", models: limits.council_models_max ?? null, turbo: limits.turbo_models_max === undefined ? null : limits.turbo_models_max > 0 };
 }

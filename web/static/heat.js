@@ -21,6 +21,7 @@ export class Heat {
     this._shown = on;
     /** @type {StaticRange[][]} */
     const steps = Array.from({ length: STEPS }, () => []);
+    /** @type {StaticRange[]} */
     const mark = [];
     for (const stream of on ? (session?.streams ?? []) : []) {
       const newest = stream.heard.slice(-TOKENS);

@@ -5,7 +5,7 @@ import { recall, remember } from "./theme.js";
 
 const TWICE_MS = 1_000;
 const GOTO_MS = 1_500;
-const GOTO = new Map([["s", "stream"], ["p", "pool"], ["e", "events"]]);
+const GOTO = new Map([["s", "stream"], ["p", "pool"], ["g", "gateway"], ["e", "events"]]);
 
 /**
  * @typedef {{stop: () => void, stopAll: () => void, freeze: () => void, evidence: () => void, solo: (slot: number) => void,

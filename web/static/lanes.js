@@ -86,7 +86,7 @@ class Lane {
     put(this.rate, fixed(reading?.tps, 1));
     put(this.waiting, session ? waiting(session, stream, now) : idle);
     const synthesis = session?.council.synthesis;
-    this.chosen.hidden = !synthesis || !stream || ![stream.id, stream.model].includes(synthesis.chosen);
+    this.chosen.hidden = !synthesis || !stream || synthesis.stream_id !== stream.id;
     this.bar.style.width = `${(reading?.energy ?? 0) * 100}%`;
     this.box.classList.toggle("left", Boolean(stream?.error));
     this._failure(stream?.error ?? (session && session.streams.length <= 1 ? session.end?.error : null) ?? null, session, stream);

@@ -4,7 +4,7 @@ const LINE_CHARS_MAX = 65_536;
 
 /**
  * The lines of `body`, without their ends; a last one without an end counts as well. Throws RangeError for an endless one.
- * @param {ReadableStream<Uint8Array>} body
+ * @param {ReadableStream<Uint8Array<ArrayBuffer>>} body
  */
 export async function* lines(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();

@@ -1,8 +1,9 @@
 /** The Pool screen: how full memory is, every model with its state, and what can be done about it. */
 
 import * as api from "./api.js";
-import { element, sign } from "./elements.js";
+import { element, fill, sign } from "./elements.js";
 import { byId, fixed, known, NONE, put } from "./format.js";
+import { LANES } from "./session.js";
 import { bytes } from "./transfers.js";
 import { visible } from "./text.js";
 
@@ -19,6 +20,8 @@ export class Pool {
     this.rows = byId("pool-rows");
     /** @type {Map<string, Row>} */
     this._rows = new Map();
+    /** @type {Map<string, number>} colours of the models in memory */
+    this._places = new Map();
     /** @type {Map<string, string>} what this page is doing with a model */
     this._busy = new Map();
     /** @type {import("./api.js").Listing|null} */
@@ -58,12 +61,14 @@ export class Pool {
     put(byId("ram-words"), `${bytes(used)} used · budget ${bytes(budget)} · machine ${bytes(total)}`);
     const whole = Math.max(total, budget, 1);
     byId("ram-cap").style.left = `${(Math.min(budget, whole) / whole) * 100}%`;
+    this._places.clear();
     const resident = models.filter((model) => (model.resident_bytes ?? 0) > 0);
     const bar = byId("ram-bar");
     while (bar.childElementCount > resident.length) bar.lastElementChild?.remove();
     resident.forEach((model, i) => {
       const part = /** @type {HTMLElement} */ (bar.children[i] ?? bar.appendChild(element("i")));
-      part.dataset.slot = String(i % 6);
+      part.dataset.slot = String(i % LANES);
+      this._places.set(model.name, i % LANES);
       part.style.width = `${((model.resident_bytes ?? 0) / whole) * 100}%`;
       part.title = `${model.name}: ${bytes(model.resident_bytes ?? 0)}`;
     });
@@ -76,6 +81,9 @@ export class Pool {
     if (this.rows.children[at] !== row.box) this.rows.insertBefore(row.box, this.rows.children[at] ?? null);
     const state = this._busy.get(model.name) ?? heard?.state ?? model.state ?? "unknown";
     const speaks = streaming.includes(model.name);
+    const place = this._places.get(model.name) ?? -1; // as its part of the bar
+    const glyph = /** @type {SVGElement} */ (row.box.querySelector(".glyph"));
+    if (glyph.dataset.slot !== String(place)) glyph.replaceWith(sign(place));
     const reason = heard?.reason ? visible(heard.reason) : "";
     const [kind, size, resident, used, tps, ttft] = row.cells;
     put(kind, speaks ? "streaming" : state);
@@ -132,12 +140,29 @@ export class Pool {
     const box = byId("pool-why");
     try {
       const answer = await api.why(name);
-      put(byId("pool-why-text"), JSON.stringify(answer, null, 2));
-      put(byId("pool-why-name"), visible(name));
+      this._reasons(name, answer);
       box.hidden = false;
     } catch (error) {
       this._say(error instanceof Error ? error.message : String(error), true);
     }
+  }
+
+  /** @param {string} name @param {any} answer of GET /models/{name}/why */
+  _reasons(name, { state, now, expected_bytes: expected, leases, pinned, cools_for_ms: cools, waiting, decisions }) {
+    put(byId("pool-why-name"), visible(name));
+    const parts = [`${state}`, `${leases} in use`];
+    if (known(expected)) parts.push(`needs ${bytes(expected)}`);
+    if (pinned) parts.push("pinned");
+    if (cools > 0) parts.push(`stays for ${(cools / 1000).toFixed(1)} s more`);
+    for (const one of waiting) parts.push(`waits at place ${one.position}${one.reason ? `: ${one.reason}` : ""}`);
+    const next = now ? ` Asked now: ${now.outcome}${now.reason ? `, ${now.reason}` : ""}${now.evict?.length ? `, instead of ${now.evict.join(", ")}` : ""}.` : "";
+    put(byId("pool-why-now"), visible(`${parts.join(" · ")}.${next}`));
+    const rows = decisions.map((/** @type {any} */ one) => {
+      const numbers = Object.entries(one.numbers ?? {}).map(([key, value]) => (key.endsWith("_bytes") && known(value) ? `${key.slice(0, -6).replaceAll("_", " ")} ${bytes(value)}` : `${key.replaceAll("_", " ")} ${known(value) ? Number(value.toFixed(1)) : value}`));
+      return [new Date(one.at).toLocaleTimeString([], { hour12: false }), `${one.decision}${one.times > 1 ? ` × ${one.times}` : ""}`, visible(one.reason ?? ""), numbers.join(", ")];
+    });
+    fill(byId("pool-why-rows"), rows);
+    byId("pool-why-none").hidden = rows.length > 0;
   }
 
   /** @param {string} words @param {boolean} bad */

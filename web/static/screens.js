@@ -19,6 +19,7 @@ export class Screens {
     /** @type {Screen} */
     this.screen = "stream";
     this._wanted = parse(location.hash);
+    this._gateway = false;
   }
 
   start() {
@@ -35,6 +36,13 @@ export class Screens {
     });
   }
 
+  /** The gateway has its place where the engine keeps usage. @param {boolean} gateway */
+  allow(gateway) {
+    this._gateway = gateway;
+    byId("nav-gateway").hidden = !gateway;
+    if (this._wanted.screen === "gateway") this._turn("gateway");
+  }
+
   /** @param {string} name */
   goTo(name) {
     const screen = SCREENS.find((known) => known === name);
@@ -44,6 +52,7 @@ export class Screens {
   /** @param {Screen} screen @param {string} session */
   show(screen, session) {
     this._wanted.session = session;
+    this._wanted.screen = screen;
     this._select();
     this._turn(screen);
     this.write();
@@ -53,6 +62,7 @@ export class Screens {
   follow() {
     this._wanted.session = "";
     this._wanted.token = null;
+    this._wanted.screen = "stream";
     this._turn("stream");
   }
 
@@ -73,6 +83,7 @@ export class Screens {
     const { solo, slot, position } = page.picking;
     const session = this._wanted.session || (page.sessions.value && page.shown ? page.shown.id : "");
     const token = page.inspector.open && position !== null ? { slot, position } : null;
+    if (this._wanted.screen === "gateway" && this.screen !== "gateway") return; // it may come yet
     const address = written({ screen: this.screen, session, evidence: page.inspector.open, solo, zoom: page.picture.zoom, theme, still, token });
     const plain = address === "#/stream" && location.hash === "";
     if (!plain && location.hash !== address) history.replaceState(null, "", address);
@@ -101,7 +112,7 @@ export class Screens {
 
   /** @param {Screen} screen */
   _turn(screen) {
-    this.screen = screen;
+    this.screen = screen === "gateway" && !this._gateway ? "stream" : screen;
     for (const name of SCREENS) {
       byId(`screen-${name}`).hidden = name !== this.screen;
       const link = byId(`nav-${name}`);

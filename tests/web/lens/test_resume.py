@@ -220,6 +220,6 @@ async def test_anthropic_blocks_stay_whole_across_the_seam(autojump_clock):
 
 
 def test_the_rules_are_those_of_the_configuration():
-    asked = attrs.evolve(ResumeSettings(), attempts_max=3, on="other", models=("b",), pause_s=2.5)
+    asked = attrs.evolve(ResumeSettings(), attempts_max=3, who="other", models=("b",), pause_s=2.5)
     rules = asked.rules
-    assert (rules.attempts_max, rules.on, rules.models, rules.pause_s) == (3, "other", ("b",), 2.5)
+    assert (rules.attempts_max, rules.who, rules.models, rules.pause_s) == (3, "other", ("b",), 2.5)

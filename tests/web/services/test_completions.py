@@ -86,6 +86,13 @@ async def test_what_was_not_measured_is_null(autojump_clock):
         assert body["eval_duration"] == 0
 
 
+async def test_an_answer_without_a_token_has_no_times_of_one(autojump_clock):
+    async with running_service(make_runtime=answering(lambda _: [])) as api:
+        body = (await api.post("/generate", GENERATE)).json
+        assert (body["response"], body["eval_count"]) == ("", 0)
+        assert (body["prompt_eval_duration"], body["eval_duration"]) == (None, None)
+
+
 async def test_a_generate_as_a_stream_which_is_the_default(autojump_clock):
     async with running_service(make_runtime=FOUR) as api:
         answer = await api.post("/generate", {"prompt": "What is 2+2?"})
