@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from typing import Final
 
 import attrs
@@ -59,7 +61,7 @@ class Member:
     error: EngineError | None = None
     cut: str | None = None  # why it is ended by us, now or at the end of its grace
     order: int | None = None  # in which members ended
-    begun: bool = False
+    begun: bool = False  # it was asked
     done: bool = False
 
     def answer(self) -> MemberAnswer:
@@ -99,6 +101,14 @@ class Council:
     _live: Member | None = None  # whose words the caller gets as they come
     _enough: bool = False
 
+    def __attrs_post_init__(self) -> None:
+        """Chunks are kept only where a whole answer is handed on; with method `first` it goes out as it comes."""
+        first = self.seats.spec.method is CouncilMethod.FIRST
+        for member in self.members:
+            member.transcript.keeps = self.reply is not None and not first
+        if self.judge is not None:
+            self.judge[1].keeps = False
+
     # ── what a session asks of its work ──
 
     @property
@@ -118,10 +128,11 @@ class Council:
 
     @property
     def answer(self) -> ModelUse:
-        """Whose figures a reply shows: the chosen one's, before that the first that spoke."""
+        """Whose figures a reply shows: the chosen one's, before that the first that spoke or was asked."""
         spoken = [m for m in self.members if m.use.stream.first_us is not None]
         spoken.sort(key=lambda member: member.use.stream.first_us or 0)
-        return (self.chosen or (spoken or self.members)[0]).use
+        asked = [member for member in self.members if member.begun]
+        return (self.chosen or (spoken or asked or self.members)[0]).use
 
     @property
     def cold(self) -> bool | None:
@@ -139,8 +150,8 @@ class Council:
         self.question, self.reply = "", None
         for use in self._uses:
             use.forget()
-        for member in self.members:
-            member.transcript.forget()
+        for transcript in (*(member.transcript for member in self.members), *(self.judge or ())[1:]):
+            transcript.forget()
 
     async def run(self) -> GenerationEnd:
         """Until an answer is chosen. Raises what the only member's failure was, or FallbackFailed when all failed, and
@@ -170,12 +181,14 @@ class Council:
         plan = self.pool.plan([member.use.model for member in self.members])
         waves = [[by_model[model.name] for model in wave] for wave in plan.waves]
         await self.signals.put(self._formed(waves))
+        hot: list[ModelRef] = []  # of the wave before: they may go at once to make room for the next
         for wave in waves:
             if self._enough:
                 for member in wave:
                     await self._ended(member, NOT_NEEDED)
             else:
-                await self._wave(wave)
+                await self._wave(wave, hot)
+                hot = [member.use.model for member in wave]
 
     def _formed(self, waves: Sequence[Sequence[Member]]) -> CouncilFormed:
         reason = self.seats.reason
@@ -191,32 +204,41 @@ class Council:
             reason=reason,
         )
 
-    async def _wave(self, wave: Sequence[Member]) -> None:
+    async def _wave(self, wave: Sequence[Member], hot: Sequence[ModelRef]) -> None:
         by_model = {member.use.model.name: member for member in wave}
 
         async def tell(model: ModelRef, state: ModelState, position: int | None, reason: str | None) -> None:
             await by_model[model.name].use.tell(state, position, reason)
 
-        async with self.pool.lease_set([member.use.model for member in wave], tell) as grants:
-            await self._begin_reply()
-            for member, grant in zip(wave, grants, strict=True):  # told in the council's order, whoever runs first
-                if isinstance(grant, Grant):
-                    await self.signals.put(MemberStarted(member.use.ref, grant.cold, grant.load_ms))
-            async with trio.open_nursery() as nursery:
-                if self.seats.spec.stop_on_consensus:
-                    nursery.start_soon(self._watch)
-                async with trio.open_nursery() as members:
-                    for member, grant in zip(wave, grants, strict=True):
-                        members.start_soon(self._member, member, grant)
-                nursery.cancel_scope.cancel(reason="all have ended")
+        models = [member.use.model for member in wave]
+        async with AsyncExitStack() as stack:
+            grants: tuple[Grant | EngineError, ...]
+            try:
+                grants = await stack.enter_async_context(self.pool.lease_set(models, tell, hot=hot))
+            except EngineError as error:  # none of them is had; what others have said counts all the same
+                grants = (error,) * len(wave)
+            await self._together(tuple(zip(wave, grants, strict=True)))
 
-    async def _begin_reply(self) -> None:
-        """The caller's answer begins as soon as somebody is asked."""
-        if self.reply is not None and not any(member.begun for member in self.members):
-            await self.reply.put(Begun(0.0))
+    async def _together(self, wave: Sequence[tuple[Member, Grant | EngineError]]) -> None:
+        begins = not any(member.begun for member in self.members)
+        for member, grant in wave:
+            if isinstance(grant, Grant):
+                member.begun = True
+                member.use.take(grant)
+        if self.reply is not None and begins and any(member.begun for member in self.members):
+            await self.reply.put(Begun(0.0))  # not before somebody is asked: what fails earlier has a status of its own
+        for member, grant in wave:  # told in the council's order, whoever runs first
+            if isinstance(grant, Grant):
+                await self.signals.put(MemberStarted(member.use.ref, grant.cold, grant.load_ms))
+        async with trio.open_nursery() as nursery:
+            if self.seats.spec.stop_on_consensus:
+                nursery.start_soon(self._watch)
+            async with trio.open_nursery() as members:
+                for member, grant in wave:
+                    members.start_soon(self._member, member, grant)
+            nursery.cancel_scope.cancel(reason="all have ended")
 
     async def _member(self, member: Member, grant: Grant | EngineError) -> None:
-        member.begun = True
         if isinstance(grant, EngineError):
             member.error = grant
         else:
@@ -224,7 +246,8 @@ class Council:
                 try:
                     member.end = await member.use.speak(grant)
                 except EngineError as error:
-                    member.error = error
+                    if not member.scope.cancel_called:  # else it came of our ending it
+                        member.error = error
                 except Exception as error:
                     logger.error("a council member failed: %s", type(error).__name__, exc_info=error)
                     member.error = InternalError("the member failed inside the engine")
@@ -266,30 +289,35 @@ class Council:
 
     def _is_settled(self) -> bool:
         """Most have ended with the same words: the rest cannot change what consensus chooses."""
-        able = [member for member in self.members if member.error is None and member.cut is None]
+        able = [m for m in self.members if m.error is None and (m.end is not None or not m.done)]
         texts = [member.transcript.text for member in able if member.end is not None]
         return self.seats.spec.method is CouncilMethod.CONSENSUS and decided(texts, len(able))
 
     def _cut(self, member: Member, why: str, after_s: float = 0.0) -> None:
-        """End it `after_s` from now, unless it ends before or is to be cut already."""
-        if not member.done and member.cut is None:
-            member.cut = why
-            member.scope.deadline = trio.current_time() + after_s
+        """End it `after_s` from now, unless it ends before or is to be cut sooner. Whose words the caller gets as they
+        come goes on to its end: what is cut there could not be told from an answer."""
+        at_s = trio.current_time() + after_s
+        if not member.done and member is not self._live and at_s < member.scope.deadline:
+            member.cut, member.scope.deadline = why, at_s
 
     def claim(self, member: Member) -> ReplyLine | None:
         """`member` begins to speak: with method `first` its words go to the caller as they come, if nobody's do yet."""
         if self.seats.spec.method is not CouncilMethod.FIRST or self._live is not None:
             return None
         self._live = member
+        member.cut, member.scope.deadline = None, math.inf
         return self.reply
 
     async def _watch(self) -> None:
         """Where all say the same, one is enough: the one that has said the most goes on."""
         while True:
             await trio.sleep(CONSENSUS_EVERY_S)
-            speaking = [member for member in self.members if member.begun and not member.done]
-            if not agreed([member.transcript.text for member in speaking]):
+            able = [m for m in self.members if m.begun and m.error is None and (m.end is not None or not m.done)]
+            if not agreed([member.transcript.text for member in able]):
                 continue
+            speaking = [member for member in able if not member.done]
+            if not speaking:
+                return
             furthest = max(speaking, key=lambda member: len(member.transcript.text))
             for member in speaking:
                 if member is not (self._live or furthest):
@@ -309,21 +337,32 @@ class Council:
 
         if all(len(answer.text) <= COMPARED_HERE_MAX for answer in answers):
             return compare()
-        return await trio.to_thread.run_sync(compare)
+        return await trio.to_thread.run_sync(compare, abandon_on_cancel=True)  # nothing of it is needed any more
 
     async def _verdict(self, able: Sequence[MemberAnswer]) -> int | None:
         """What the judge says; None when it gives no clear answer, or fails."""
         assert self.judge is not None
         use, transcript = self.judge
+
+        async def tell(_model: ModelRef, state: ModelState, position: int | None, reason: str | None) -> None:
+            await use.tell(state, position, reason)
+
         use.request = use.stream.request = GenerationRequest(
             use.model.info.name,
             prompt=judge_prompt(self.question, able),
             parameters=Parameters(temperature=0.0, max_tokens=VERDICT_TOKENS_MAX),
         )
+        hot = [member.use.model for member in self.members]  # they have answered, and may go to make room for it
         try:
-            await use.run()
+            async with self.pool.lease_set([use.model], tell, hot=hot) as (grant,):
+                if isinstance(grant, EngineError):
+                    raise grant
+                await use.speak(grant)
         except EngineError as error:
             logger.warning("the judge of a council failed: %s", error.code)
+            return None
+        except Exception as error:  # the answers are there; wording decides
+            logger.error("the judge of a council failed: %s", type(error).__name__, exc_info=error)
             return None
         return parse_verdict(transcript.text, len(able))
 

@@ -7,7 +7,7 @@ members speak (actors/council.py).
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -16,7 +16,7 @@ import trio.lowlevel
 from actors.catalog import ModelRef, Seats
 from actors.reply_line import Ended, ReplyLine
 from actors.session import SessionRequest, SessionTable
-from engine.domain.errors import EngineError, InvalidRequest, ModelNotFound, UpstreamTruncated
+from engine.domain.errors import EngineError, InvalidRequest, ModelNotFound, TierLimitExceeded, UpstreamTruncated
 from engine.domain.generation import Chunk, EndReason, GenerationRequest, Origin
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe
 from engine.domain.synthesis import CouncilMethod
@@ -29,6 +29,7 @@ from policies.council import (
     CouncilSpec,
     admit_council,
     admit_size,
+    is_council_name,
     parse_council,
 )
 from policies.tiers import Level, TierLimits
@@ -55,7 +56,7 @@ class Gates:
 @attrs.define(eq=False)
 class Councils:
     """`specs` are the configured ones, by name. Without one called default there is one all the same: of the models of
-    the first runtime that has two."""
+    the first runtime that has two, as many as tier and level allow."""
 
     catalog: Catalog
     specs: Mapping[str, CouncilSpec]
@@ -68,22 +69,17 @@ class Councils:
     def find(self, name: str) -> ModelRef | None:
         """The council that `name` means; None when it means a model. Raises ModelNotFound for a council or a member
         that is not there, InvalidRequest for a list that makes no council, and what the gates raise."""
-        specs = dict(self.specs)
-        if DEFAULT not in specs and (default := self._default()) is not None:
-            specs[DEFAULT] = default
-        spec = parse_council(name, specs)
+        if not is_council_name(name):  # as nearly all are
+            return None
+        spec = parse_council(name, self._known())
         return None if spec is None else self.seat(spec, "council", "truncate")
 
     def listed(self) -> tuple[ModelRef, ...]:
         """The named councils that can be asked now."""
         found = []
-        for name in {**self.specs, DEFAULT: None}:
-            try:
-                council = self.find(NAMED + name)
-            except EngineError:  # a member is not there, or tier or level allow none
-                continue
-            if council is not None:
-                found.append(council)
+        for spec in self._known().values():
+            with suppress(EngineError):  # a member is not there, or tier or level allow none
+                found.append(self.seat(spec, "council", "truncate"))
         return tuple(found)
 
     def of_models(
@@ -114,6 +110,13 @@ class Councils:
         dropped, reason = list(admitted.dropped), None
         room = max(MEMBERS_MIN, gates.smaller)
         if len(members) > room and gates.memory_is_short():
+            if on_excess == "refuse":
+                raise TierLimitExceeded(
+                    f"{len(members)} models in one request; memory is short, and {room} are allowed for now",
+                    requested=len(members),
+                    max_models=room,
+                    tier=gates.tier,
+                )
             dropped = [model.name for model in members[room:]] + dropped
             members = members[:room]
             reason = f"memory is short: {room} models, as the next lower tier allows"
@@ -123,15 +126,26 @@ class Councils:
         seats = Seats(spec, mode, tuple(members), tuple(dropped), judge, gates.celebrates, reason)
         return ModelRef(spec.name, self.runtime, _info(spec, members), seats)
 
+    def _known(self) -> dict[str, CouncilSpec]:
+        specs = dict(self.specs)
+        if DEFAULT not in specs and (default := self._default()) is not None:
+            specs[DEFAULT] = default
+        return specs
+
     def _default(self) -> CouncilSpec | None:
+        limits, level = self.gates.limits, self.gates.level
+        models_max = max(MEMBERS_MIN, min(MEMBERS_MAX, limits.max_parallel_models, level.max_models))
         for runtime in self.catalog.runtimes:
             able = [
                 model.name
                 for model in self.catalog.models
-                if model.runtime.name == runtime and Capability.COMPLETION in model.info.capabilities
+                if model.runtime.name == runtime
+                and not model.satellite  # none of these may sit in a council
+                and Capability.COMPLETION in model.info.capabilities
+                and (model.info.size_bytes or 0) <= limits.max_model_size_bytes
             ]
             if len(able) >= MEMBERS_MIN:
-                return CouncilSpec(NAMED + DEFAULT, tuple(able[:MEMBERS_MAX]))
+                return CouncilSpec(NAMED + DEFAULT, tuple(able[:models_max]))
         return None
 
 

@@ -139,7 +139,7 @@ class LeaseSet:
     free_only: bool = False
     refused: EngineError | None = None
     overtaken: int = 0  # others who came later and were served first
-    judged: bool = False  # it was tried once, and not refused
+    judged: bool = False  # it was looked at once, and not refused
 
     @property
     def abandoned(self) -> bool:

@@ -106,9 +106,14 @@ class UsageLedger:
         if (excess := len(self._unwritten) - UNWRITTEN_MAX) > 0:
             del self._unwritten[:excess]
             self.counters.lost += excess
-        await self._write()
-        for question in questions:
-            await self._answer(question)
+        try:
+            await self._write()
+            for question in questions:
+                await self._answer(question)
+        except Exception:  # a bug: nobody is left waiting for it
+            for question in questions:
+                question.reply.fail(InternalError("the usage ledger failed; the log says why"))
+            raise
 
     async def _write(self) -> None:
         if not self._unwritten:

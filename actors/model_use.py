@@ -85,9 +85,7 @@ class ModelUse:
 
     async def speak(self, grant: Grant) -> GenerationEnd:
         """Stream the answer, with the model at hand."""
-        self.cold, self.load_ms = grant.cold, grant.load_ms
-        self.waited_ms = (self.clock() - self.asked_us) / 1000
-        self.state = STREAMING
+        self.take(grant)
         end = await self.stream.run()
         reason = reload_reason(end.load_ms, grant.cold, grant.options_before, self.request.runner_options)
         if reason is not None:
@@ -96,6 +94,12 @@ class ModelUse:
             changed = ModelChanged(self.ref.session_id, self.ref.model, ModelState.READY, reason=reason)
             await self.signals.put(changed)
         return end
+
+    def take(self, grant: Grant) -> None:
+        """The model is at hand, and its wait over."""
+        self.cold, self.load_ms = grant.cold, grant.load_ms
+        self.waited_ms = (self.clock() - self.asked_us) / 1000
+        self.state = STREAMING
 
     async def tell(self, state: ModelState, position: int | None, reason: str | None) -> None:
         """News of the model while it is waited for."""
@@ -127,3 +131,4 @@ class ModelUse:
         self.reply = self.forward = None
         stream = self.stream
         stream.request, stream.forward, stream.reply, stream.arrivals = self.request, None, None, []
+        stream._resumption = None  # it has the prompt, and the answer so far

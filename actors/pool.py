@@ -34,13 +34,13 @@ from engine.domain.errors import EngineError, ModelLoadFailed, Overloaded, Sessi
 from engine.domain.events import ModelChanged, SessionSignal
 from engine.domain.generation import Clock
 from engine.domain.models import Loaded, ModelState
-from policies.admission import Admit, Numbers, PoolCaps, Refuse, Wait, admit, beyond, figures_of, plan_waves
+from policies.admission import Admit, Numbers, PoolCaps, Refuse, Wait, admit, beyond, figures_of, makes_way, plan_waves
 from policies.eviction import Slot
 from policies.waiting import Paces, estimated_wait_ms
 
 LET_GO: Final = "its runtime let go of it"
 NO_FREE_ROOM: Final = "there is no free room for it now"
-OVERTAKEN_MAX: Final = 16  # so often may others be served before the one who waits longest; then they wait too
+OVERTAKEN_MAX: Final = 16  # so often may others be served before one who waits; then they leave alone what it needs
 OVERTAKEN: Final = "somebody who came before has waited long enough"
 
 
@@ -195,14 +195,17 @@ class ModelPool:
         if not self._queue:
             return
         waiting: list[LeaseSet] = []
-        look, closed = self._look(), False
+        look = self._look()
+        patient: LeaseSet | None = None  # the first who was overtaken too often: nobody takes what it waits for
         for asked in self._queue:
             if asked.abandoned:
                 continue
             position = len(waiting) + 1
-            if closed:
+            if not asked.judged and self._is_refused(asked, look):
+                continue
+            if patient is not None and self._is_in_the_way(asked, patient, look):
                 self._note_waiting(asked, look, Wait(OVERTAKEN), position)
-            elif look.full is not None and asked.judged and asked.wants_streams:
+            elif look.full is not None and asked.wants_streams:
                 self._note_waiting(asked, look, look.full, position)
             elif self._try(asked, look, position):
                 for other in waiting:
@@ -210,28 +213,44 @@ class ModelPool:
                 look = self._look()
                 continue
             waiting.append(asked)
-            closed = closed or asked.overtaken >= OVERTAKEN_MAX
+            if patient is None and asked.overtaken >= OVERTAKEN_MAX:
+                patient = asked
         self._queue = waiting
+
+    def _is_in_the_way(self, asked: LeaseSet, patient: LeaseSet, look: _Look) -> bool:
+        """Would `asked` take what `patient` waits for: anything, or a place in memory, or a model that has to go?"""
+        way = makes_way(self.memory.wanted(patient.leases), look.slots, look.streams, self.caps)
+        here = {slot.model for slot in look.slots if not slot.leaving}
+        return way is None or any(lease.model.name in way or lease.model.name not in here for lease in asked.leases)
 
     def _look(self) -> _Look:
         now_us, entries = self.clock(), self.memory.entries.values()
         running_ms = [(now_us - ticket.granted_us) / 1000 for entry in entries for ticket in entry.holders]
         return _Look(self.memory.slots(), self.streams, running_ms)
 
-    def _try(self, asked: LeaseSet, look: _Look, position: int) -> bool:
-        """True when it need not wait (any more): it is served, or refused."""
+    def _is_refused(self, asked: LeaseSet, look: _Look) -> bool:
+        """Refuse what can never be had, a single model or the set; True when nothing is left to wait for."""
         asked.judged = True
         leases = [lease for lease in asked.leases if not lease.ticket.settled]
         for model in self.memory.wanted(leases):
             if (error := beyond([model], look.slots, self.caps)) is not None:
                 self._refuse([lease for lease in leases if lease.model.name == model.model], error)
                 leases = [lease for lease in leases if lease.model.name != model.model]
-        if not leases:
+        if leases and (error := beyond(self.memory.wanted(leases), look.slots, self.caps)) is not None:
+            self._refuse(leases, error)
+            asked.refuse(error)
             return True
-        decision = admit(self.memory.wanted(leases), look.slots, look.streams, self.caps, self.clock(), asked.hot)
+        return not leases
+
+    def _try(self, asked: LeaseSet, look: _Look, position: int) -> bool:
+        """True when it need not wait (any more): it is served, or refused."""
+        if self._is_refused(asked, look):
+            return True
+        leases = [lease for lease in asked.leases if not lease.ticket.settled]
+        hot = self.memory.hot((lease.model.name for lease in leases), asked.hot)
+        decision = admit(self.memory.wanted(leases), look.slots, look.streams, self.caps, self.clock(), hot)
         match decision:
             case Refuse(error=error):
-                self._refuse(leases, error)
                 asked.refuse(error)
             case Wait():
                 if not asked.free_only:

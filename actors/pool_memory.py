@@ -125,7 +125,7 @@ class Memory:
             expected_bytes=self.expected_bytes(model) if mine is None else mine.size_bytes,
             pinned=mine is not None and mine.pinned,
             cools_for_ms=0.0 if mine is None else max(0, mine.cool_until_us - now_us) / 1000,
-            now=admit(wanted, slots, self.streams, self.caps, now_us),
+            now=admit(wanted, slots, self.streams, self.caps, now_us, self.hot([model.name])),
         )
 
     def slots(self) -> list[Slot]:
@@ -155,6 +155,17 @@ class Memory:
 
     def _cool_until_us(self, loaded_us: int | None) -> int:
         return 0 if loaded_us is None else loaded_us + self.caps.cooldown_us
+
+    def hot(self, names: Iterable[str], asked: frozenset[str] = frozenset()) -> frozenset[str]:
+        """The models that need not cool down for these: those of `asked`, and all of them where only a model that comes
+        back too soon has to wait, and none of these does."""
+        if self.caps.spares_all:
+            return asked
+        soon_us = self.clock() - self.caps.cooldown_us
+        gone_us = (self.known(name).evicted_us for name in names)
+        if any(evicted_us is not None and evicted_us > soon_us for evicted_us in gone_us):
+            return asked
+        return asked | frozenset(slot.model for slot in self.slots())
 
     def wanted(self, leases: Iterable[Lease]) -> list[Wanted]:
         """What these leases ask for, each model once."""

@@ -16,7 +16,7 @@ import trio
 
 from actors.kernel import Inlet, Outlet, Reply, drain
 from engine.domain.agents import ENDPOINT_WORDS, AgentCard, AgentEntry, AgentStatus, loopback_port
-from engine.domain.errors import EngineError, InvalidRequest, NotFound, Overloaded, SessionConflict
+from engine.domain.errors import EngineError, InternalError, InvalidRequest, NotFound, Overloaded, SessionConflict
 from engine.domain.generation import Clock
 
 MAILBOX_COMMANDS: Final = 256
@@ -114,14 +114,22 @@ class AgentRegistry:
                         batch = drain(commands, await commands.receive(), BATCH_COMMANDS_MAX)
                     except trio.EndOfChannel:
                         return
-                self._expire()
-                answers = [(command, self._done(command)) for command in batch]
-                await self._save()
-                for command, answer in answers:
-                    if isinstance(answer, EngineError):
-                        command.reply.fail(answer)
-                    else:
-                        command.reply.set(answer)
+                try:
+                    await self._take(batch)
+                except Exception:  # a bug: nobody is left waiting for it
+                    for command in batch:
+                        command.reply.fail(InternalError("the registry failed; its log says why"))
+                    raise
+
+    async def _take(self, batch: Sequence[Command]) -> None:
+        self._expire()
+        answers = [(command, self._done(command)) for command in batch]
+        await self._save()
+        for command, answer in answers:
+            if isinstance(answer, EngineError):
+                command.reply.fail(answer)
+            else:
+                command.reply.set(answer)
 
     def _done(self, command: Command) -> Any:
         """The answer, or the error."""

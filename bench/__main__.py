@@ -28,6 +28,7 @@ NAMES = (
     "load",
     "lens",
     "council",
+    "pool",
     "embedded",
 )
 

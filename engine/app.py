@@ -40,6 +40,7 @@ from engine.store import FILE_NAME, Database
 from engine.usage_store import SqliteUsage
 from policies.access import AccessRules, loopback_rules
 from policies.admission import budgets
+from policies.broker import Occasion
 from policies.load import Policies
 from policies.tiers import TierChoice, choose_tier
 from transport.endpoint import FrameEndpoint, FrameLimits
@@ -113,7 +114,14 @@ async def running(
     broker = await open_broker(settings, policies, tier, folder.path)
     everywhere = await with_satellites(runtimes.by_name, settings, clock, broker, os.environ, folder.path)
     core = Core.build(everywhere, clock, settings, policies, tier, runtimes.starting, usage, broker)
-    discovery = Discovery.of(settings, clock, database, policies.routes.table(), core.ledger)
+    discovery = Discovery.of(
+        settings,
+        clock,
+        database,
+        policies.routes.table(),
+        core.ledger,
+        lambda: broker.objection(Occasion.NO_LOCAL) is None,
+    )
     http_listener = await _listen(settings.http.host, settings.http.port, "--port")
     try:
         ws_listener = await _listen(settings.ws_host, settings.ws.port, "--ws-port")

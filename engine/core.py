@@ -308,6 +308,7 @@ def _caps(settings: Settings, tier: TierChoice, limits: TierLimits) -> PoolCaps:
         limits.max_model_size_bytes,
         settings.pool.size_overhead,
         round(settings.pool.cooldown_s * 1e6),
+        settings.pool.cooldown_against == "all",
     )
 
 

@@ -285,6 +285,10 @@ class PoolSettings:
     cooldown_s: float = row(
         30.0, doc="a model loaded this short a time ago is not evicted for another", unit="s", minimum=0, maximum=3600
     )
+    cooldown_against: Literal["all", "thrashing"] = row(
+        "all",
+        doc="for whom such a model stays: all others, or thrashing (only those that were evicted as short a time ago)",
+    )
     size_overhead: float = row(
         1.2,
         doc="what a model takes in memory, by its size on disk, until its runtime says so",
@@ -340,7 +344,7 @@ class BrokerSettings:
         None,
         doc="their keys, in a file that only you can read (0600), a line each: provider, host, key; null is `keys` in "
         "the state folder. OPENAI_API_KEY and the like in the environment go before it",
-        pattern=r"[^\x00-\x1f]{1,1024}",
+        pattern=r"[\w ./@:+~,()-]{1,1024}",
         expectation="a path",
     )
 

@@ -27,7 +27,8 @@ Numbers = Mapping[str, int | float | None]  # named with their units; nothing bu
 @attrs.frozen
 class PoolCaps:
     """Ceilings in force: concurrent streams, streams waiting, distinct models in use, models in memory; the bytes they
-    may take together and the largest one on disk (null: not limited)."""
+    may take together and the largest one on disk (null: not limited). `spares_all`: a model that cools is not evicted
+    for any other; else only not for one that was itself evicted less than a cool-down ago, which would be thrashing."""
 
     streams_max: int
     queued_max: int
@@ -37,6 +38,7 @@ class PoolCaps:
     model_bytes_max: int | None = None
     size_overhead: float = SIZE_OVERHEAD
     cooldown_us: int = 0
+    spares_all: bool = True
 
     def estimate_bytes(self, disk_bytes: int | None) -> int | None:
         """What a model should take in memory, before its runtime says so."""
@@ -120,11 +122,9 @@ def admit(
     missing = _missing(wanted, slots)
     if not any(model.size_bytes is not None for model in missing):
         return Admit()
-    models = sum(slot.counted for slot in slots) + sum(model.size_bytes is not None for model in missing)
-    size_bytes = sum(slot.size_bytes or 0 for slot in slots if slot.counted) + sum(m.size_bytes or 0 for m in missing)
-    surplus_bytes = 0 if caps.budget_bytes is None else size_bytes - caps.budget_bytes
+    surplus_models, surplus_bytes = _surplus(missing, slots, caps)
     others = [slot for slot in slots if slot.model not in names]
-    evict = victims(evictable(others, now_us, hot), models - caps.loaded_models_max, surplus_bytes)
+    evict = victims(evictable(others, now_us, hot), surplus_models, surplus_bytes)
     if evict is not None:
         return Admit(evict)
     return _no_room(missing, others, slots, caps, now_us, too_many_bytes=surplus_bytes > 0)
@@ -193,6 +193,19 @@ def plan_waves(wanted: Sequence[Wanted], slots: Sequence[Slot], caps: PoolCaps) 
     return tuple(tuple(sorted((m.model for m in wave), key=order.index)) for wave in waves)
 
 
+def makes_way(wanted: Sequence[Wanted], slots: Sequence[Slot], streams: int, caps: PoolCaps) -> frozenset[str] | None:
+    """Which models others must leave alone so that `wanted`, who have waited long, get their room: those that would go
+    for them, were they idle and cool, the least recently used first. None when it is not room that they wait for: then
+    others must leave everything alone."""
+    if _busy(wanted, slots, streams, caps) is not None:
+        return None
+    names = {model.model for model in wanted}
+    others = [slot for slot in slots if slot.counted and not slot.pinned and slot.model not in names]
+    others.sort(key=lambda slot: (slot.leases > 0 or slot.loading, slot.last_used_us))
+    chosen = victims(others, *_surplus(_missing(wanted, slots), slots, caps))
+    return None if chosen is None else frozenset(chosen)
+
+
 def memory(needed_bytes: int, slots: Sequence[Slot], names: Collection[str], caps: PoolCaps) -> Numbers:
     """The numbers of a decision on memory. `evictable_bytes` is what would be free if everything idle went."""
     return {
@@ -206,6 +219,13 @@ def memory(needed_bytes: int, slots: Sequence[Slot], names: Collection[str], cap
 def _missing(wanted: Sequence[Wanted], slots: Sequence[Slot]) -> list[Wanted]:
     here = {slot.model for slot in slots if not slot.leaving}
     return [model for model in wanted if model.model not in here]
+
+
+def _surplus(missing: Sequence[Wanted], slots: Sequence[Slot], caps: PoolCaps) -> tuple[int, int]:
+    """How many models and bytes would be too many with `missing` beside what is there; 0 or less: none."""
+    models = sum(slot.counted for slot in slots) + sum(model.size_bytes is not None for model in missing)
+    size_bytes = sum(slot.size_bytes or 0 for slot in slots if slot.counted) + sum(m.size_bytes or 0 for m in missing)
+    return models - caps.loaded_models_max, 0 if caps.budget_bytes is None else size_bytes - caps.budget_bytes
 
 
 def _busy(wanted: Sequence[Wanted], slots: Sequence[Slot], streams: int, caps: PoolCaps) -> Wait | None:

@@ -3,6 +3,7 @@ memory."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 from collections.abc import Mapping
 from importlib.resources import files
@@ -25,9 +26,12 @@ CONTENT_TYPES: Final = {
 
 @attrs.frozen
 class Asset:
+    """A file as it is sent; `packed` is it with gzip, empty where that is not done."""
+
     body: bytes
     content_type: str
     etag: str
+    packed: bytes = b""
 
 
 def read_assets() -> Mapping[str, Asset]:
@@ -38,7 +42,8 @@ def read_assets() -> Mapping[str, Asset]:
         if suffix in CONTENT_TYPES:
             body = entry.read_bytes()
             digest = hashlib.sha256(body).hexdigest()[:16]
-            assets[entry.name] = Asset(body, CONTENT_TYPES[suffix], f'"{digest}"')
+            packed = gzip.compress(body, mtime=0)
+            assets[entry.name] = Asset(body, CONTENT_TYPES[suffix], f'"{digest}"', packed)
     return assets
 
 
@@ -84,9 +89,12 @@ def _serve(assets: Mapping[str, Asset], name: str) -> Response:
     asset = assets.get(name)
     if asset is None:
         raise NotFound("there is no such file")
-    headers = {"etag": asset.etag, "cache-control": "no-cache"}
+    headers = {"etag": asset.etag, "cache-control": "no-cache", "vary": "accept-encoding"}
     if request.headers.get("if-none-match") == asset.etag:
         return Response(b"", status=304, headers=headers)
+    if asset.packed and request.accept_encodings["gzip"] > 0:
+        packing = {"content-encoding": "gzip"}
+        return Response(asset.packed, content_type=asset.content_type, headers=headers | packing)
     return Response(asset.body, content_type=asset.content_type, headers=headers)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -126,7 +126,7 @@ def usage_body(report: UsageReport, prices: PriceTable, ledger: LedgerState) -> 
     )
 
 
-def _sums(sums: UsageSums) -> dict[str, float]:
+def _sums(sums: UsageSums) -> dict[str, Any]:
     return {
         "requests": sums.requests,
         "tokens_in": sums.tokens_in,

@@ -67,6 +67,7 @@ class _Stream:
     energy_sum: float = 0.0
     energies: int = 0
     stalls: int = 0
+    first_us: int | None = None  # arrival of its first token
 
 
 @attrs.define(eq=False)
@@ -88,6 +89,8 @@ class _Session:
         if self.council is not None:
             self.council.take(batch.stream.stream_id, batch.samples)
         stream.samples.extend(batch.samples)
+        if stream.first_us is None and batch.samples:
+            stream.first_us = batch.samples[0].token.t_us
         for sample in batch.samples:
             stream.stalls += sample.stall
             if sample.energy is not None:
@@ -156,7 +159,7 @@ class FrameState:
     def _open(self, opened: SessionOpened) -> None:
         payload = SessionStartPayload(
             mode=opened.mode,
-            models=tuple(ref.model for ref in opened.streams),
+            models=tuple(dict.fromkeys(ref.model for ref in opened.streams)),  # a judge may be a member as well
             dropped_models=opened.dropped_models,
             parameters=opened.parameters,
             energy_params=opened.energy_params,
@@ -271,13 +274,17 @@ def _end(session: _Session | None, closed: SessionClosed) -> SessionEndPayload:
     streams = [] if session is None else list(session.streams.values())
     energies = sum(s.energies for s in streams)
     seconds = 0.0 if closed.ttft_ms is None else (closed.duration_ms - closed.ttft_ms) / 1000
+    if session is not None and session.council is not None:  # its tokens are of all members, from the first one on
+        began_us = min((s.first_us for s in streams if s.first_us is not None), default=closed.at_us)
+        seconds = (closed.at_us - began_us) / 1e6
     return SessionEndPayload(
         reason=closed.reason,
         error=closed.error,
         totals=SessionTotals(
             tokens=closed.tokens,
             eu=None if session is None else round(sum(s.state.eu_micro for s in streams) / MICRO, EU_DECIMALS),
-            eval_count=closed.eval_count,
+            # A runtime's own count is of one member, and `tokens` of all: they are nothing to compare.
+            eval_count=None if session is not None and session.council is not None else closed.eval_count,
             prompt_tokens=closed.prompt_tokens,
             prompt_tokens_dropped=closed.prompt_tokens_dropped,
         ),

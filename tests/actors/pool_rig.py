@@ -144,9 +144,9 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(sizes, *, load_s=0.0, grows=1.0, streams=8, queued=8, parallel=8, loaded=8, **caps):
+async def rig(sizes, *, load_s=0.0, grows=1.0, streams=8, queued=8, parallel=8, loaded=8, make=SizedRuntime, **caps):
     clock = EngineClock.start()
-    runtime = SizedRuntime(clock, load_s=load_s, sizes=dict(sizes), grows=grows)
+    runtime = make(clock, load_s=load_s, sizes=dict(sizes), grows=grows)
     catalog = Catalog({"scripted": runtime}, clock)
     limits = PoolCaps(streams, queued, parallel, loaded, **{"size_overhead": 1.0, **caps})
     commands, inlet = mailbox[Command]("pool", mailbox_capacity(limits, 64))

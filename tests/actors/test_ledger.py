@@ -42,6 +42,18 @@ async def test_a_report_holds_all_that_was_told_before_it(autojump_clock):
         assert handle.ledger.counters.written == 11
 
 
+async def test_everybody_who_asks_at_once_is_answered(autojump_clock):
+    answered = []
+
+    async def ask(handle: LedgerHandle) -> None:
+        answered.append((await handle.report("agent")).totals.requests)
+
+    async with running(ListedUsage([record()])) as handle, trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(ask, handle)
+    assert answered == [1] * 5
+
+
 async def test_what_is_left_at_the_end_is_written(autojump_clock):
     store = ListedUsage()
     async with running(store) as handle:
@@ -100,6 +112,9 @@ async def test_a_crash_of_the_store_loses_no_record(autojump_clock):
     store = ListedUsage(crashes=1)
     async with running(store) as handle:
         handle.log(record())
+        with pytest.raises(InternalError):  # nobody is left waiting
+            await handle.report("agent")
         await trio.sleep(10)
+        assert (await handle.report("agent")).totals.requests == 1
         handle.log(record())
     assert len(store.records) == 2

@@ -6,6 +6,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from actors.pool import OVERTAKEN_MAX
 from engine.domain.errors import InsufficientMemory, Overloaded, TierLimitExceeded
 from engine.domain.models import ModelState
 from tests.actors.pool_rig import GB, rig
@@ -186,6 +187,19 @@ async def test_two_callers_in_turn_do_not_thrash(autojump_clock):
         assert (p.pool.counters.loads, p.pool.counters.evictions) == (6, 5)
 
 
+async def test_where_only_thrashing_is_stopped_a_new_model_need_not_wait(autojump_clock):
+    async with rig(SIZES, loaded=1, cooldown_us=30_000_000, spares_all=False) as p:
+        await p.use("small")
+        await wait_all_tasks_blocked()
+        assert p.pool.standing(p.ref("other")).now.evict == ("small",)
+        await p.use("other")
+        assert trio.current_time() == 0
+        await p.use("small")  # back too soon: the one that came for it may stay
+        assert trio.current_time() == pytest.approx(30, abs=1e-3)
+        await p.use("big")
+        assert trio.current_time() == pytest.approx(30, abs=1e-3)
+
+
 async def test_a_person_may_unload_what_is_cooling(autojump_clock):
     async with rig(SIZES, loaded=1, cooldown_us=30_000_000) as p:
         await p.use("small")
@@ -231,6 +245,43 @@ async def test_nobody_is_overtaken_without_end(autojump_clock):
         await trio.sleep(5)
         assert served.index("big") <= 20
         assert any(reason and reason.startswith("somebody who came before") for *_, reason in p.told)
+
+
+async def test_one_who_waits_long_keeps_others_only_from_what_it_needs(autojump_clock):
+    """`big` needs the room of `other`, which was granted longest ago; `small` is in nobody's way."""
+    async with rig(SIZES, budget_bytes=6 * GB) as p:
+        holder = await p.hold("other")
+        await trio.sleep(1)
+        small = await p.hold("small")
+        big = p.start(p.use, "big", 5.0)
+        await wait_all_tasks_blocked()
+        for _ in range(OVERTAKEN_MAX):
+            await p.use("small")
+        late = p.start(p.use, "other")
+        await wait_all_tasks_blocked()
+        assert (big, late) == ([], [])
+        assert (await p.use("small")).cold is False
+        holder.cancel()
+        await trio.sleep(6)
+        assert [len(big), len(late)] == [1, 1]
+        assert p.runtime.loads == ["other", "small", "big", "other"]
+        small.cancel()
+
+
+async def test_what_can_never_be_had_is_refused_at_once_whoever_waits_before(autojump_clock):
+    async with rig(SIZES, budget_bytes=6 * GB, streams=2) as p:
+        holder = await p.hold("other")
+        small = await p.hold("small")
+        p.start(p.use, "big")
+        await wait_all_tasks_blocked()
+        with pytest.raises(InsufficientMemory):  # no stream is free either
+            await p.use("huge")
+        small.cancel()
+        for _ in range(OVERTAKEN_MAX):
+            await p.use("other")
+        with pytest.raises(InsufficientMemory):
+            await p.use("huge")
+        holder.cancel()
 
 
 async def test_the_wait_is_estimated_from_what_was_measured(autojump_clock):

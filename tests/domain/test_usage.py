@@ -69,7 +69,10 @@ def test_a_cost_that_is_not_known_is_not_zero():
     assert TABLE.cost_nusd(record(tokens_in=None)) is None
 
 
-@given(st.lists(st.floats(min_value=0, max_value=1e9), max_size=60), st.sampled_from([50, 95, 99]))
+VALUES = st.floats(min_value=0, max_value=1e9) | st.sampled_from(LATENCY_EDGES_MS)
+
+
+@given(st.lists(VALUES, max_size=60), st.sampled_from([50, 95, 99]))
 def test_the_percentile_of_a_histogram_is_the_edge_above_the_percentile(values, percent):
     counts: dict[str, int] = {}
     for value in values:

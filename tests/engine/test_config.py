@@ -125,7 +125,7 @@ def test_reserved_variables_are_not_settings(tmp_path):
 
 def test_every_flag_sets_a_known_key(tmp_path):
     values = {"host": "::1", "port": 1, "ws_port": 2, "tier": "low", "level": 1, "runtime": "ollama", "synthetic": 7,
-              "gguf": "models/a.gguf", "services": True,
+              "gguf": "models/a.gguf", "services": True, "core_lock": True,
               "log_level": "debug", "log_format": "json"}  # fmt: skip
     found = load(tmp_path, flags=values)
     assert {name: setting(found, path) for name, path in FLAGS.items()} == values

@@ -7,7 +7,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from engine.domain.errors import InsufficientMemory, TierLimitExceeded
-from policies.admission import Admit, PoolCaps, Refuse, Wait, Wanted, admit, beyond, budgets, plan_waves
+from policies.admission import Admit, PoolCaps, Refuse, Wait, Wanted, admit, beyond, budgets, makes_way, plan_waves
 from policies.eviction import Slot
 
 NAMES = [f"m{n}" for n in range(10)]
@@ -275,3 +275,16 @@ def test_a_model_that_takes_no_room_of_ours_needs_none():
     slots = [Slot("a", 0, 0, size_bytes=4), Slot("b", 0, 0, size_bytes=None)]
     assert admit([Wanted("c", None)], slots, 0, limits) == Admit()
     assert admit([Wanted("d", 4)], slots, 0, limits) == Admit(evict=("a",))
+
+
+def test_the_one_who_waits_long_needs_only_what_would_go_for_it():
+    limits = PoolCaps(8, 8, 4, 8, budget_bytes=10)
+    busy = [
+        Slot("a", 1, 5, size_bytes=4),
+        Slot("b", 0, 9, size_bytes=4, cool_until_us=99),
+        Slot("p", 0, 0, pinned=True),
+    ]
+    assert makes_way([Wanted("c", 4)], busy, 1, limits) == {"b"}  # idle, if not cool yet
+    assert makes_way([Wanted("c", 7)], busy, 1, limits) == {"a", "b"}
+    assert makes_way([Wanted("c", 2)], busy, 8, limits) is None  # no stream is free: everybody's are needed
+    assert makes_way([Wanted("c", 2)], [*busy, *(Slot(n, 1, 0) for n in "xyz")], 4, limits) is None

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import re
 from importlib.resources import files
 
@@ -33,6 +34,14 @@ async def test_what_the_browser_has_is_not_sent_again(path, etag, autojump_clock
         answer = await api.get(path, accept="text/html", if_none_match=etag)
         assert (answer.status, answer.body, answer.headers["etag"]) == (304, b"", etag)
         assert (await api.get(path, accept="text/html", if_none_match='"older"')).status == 200
+
+
+async def test_a_file_is_packed_for_those_who_can_unpack_it(autojump_clock):
+    real = await trio.to_thread.run_sync(read_assets)
+    asset = real["app.js"]
+    assert gzip.decompress(asset.packed) == asset.body
+    assert len(asset.packed) < len(asset.body) / 2
+    assert all(gzip.decompress(one.packed) == one.body for one in real.values())
 
 
 @pytest.mark.parametrize(

@@ -31,6 +31,7 @@ import { Transfers } from "./transfers.js";
 const NUMBERS_MS = 100;
 const SLOW_MS = 1_000;
 const ERRORS = 20;
+const CROWD = 3; // more lanes than this get their words every second animation frame while Evidence marks them
 
 /** @typedef {import("./session.js").Session} Session */
 
@@ -148,7 +149,9 @@ class Page {
     const session = this.store.sessions.get(this.sessions.value) ?? this.store.newest();
     if (session !== this.shown) this._switch(session);
     if (this.screens.screen === "stream") {
-      this.lanes.sync(session);
+      this._turns += 1;
+      const crowded = this.inspector.open && (session?.streams.length ?? 0) > CROWD;
+      if (!crowded || this._turns % 2 === 0) this.lanes.sync(session); // marked words are slow to paint
       if (this.picture.tick(now, this.load.level)) this.rendered.painted(this.store.frame, this.store.receivedAt, this.drawRate.perSecond(now), now);
     }
     for (const { event, atMs } of this.store.modelEvents.splice(0)) {
@@ -170,6 +173,7 @@ class Page {
   }
 
   _drawn = 0;
+  _turns = 0;
 
   /** @param {Session|null} session */
   _switch(session) {

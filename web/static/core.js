@@ -161,8 +161,8 @@ function conduit(ctx, field, stream, circle, { session, palette, bolts, now, sol
   ctx.bezierCurveTo(from.x + 30, from.y, to.x - 34, to.y, to.x, to.y);
   ctx.stroke();
   ctx.globalCompositeOperation = palette.dark ? "lighter" : "source-over";
-  for (const { slot, strike, born } of still ? [] : bolts.live) {
-    if (slot !== stream.slot) continue;
+  const own = still ? [] : bolts.live.filter(({ slot }) => slot === stream.slot);
+  for (const { strike, born } of own) {
     const light = Math.exp(-(now - born) / 120) * dim;
     const { p } = strike;
     trace(ctx, strike.bits === null ? [from.x, from.y, to.x, to.y] : jagged(from.x, from.y, to.x, to.y, 5 + 11 * strike.bits, strike.position, 4));
@@ -170,9 +170,11 @@ function conduit(ctx, field, stream, circle, { session, palette, bolts, now, sol
       hollow(ctx, palette, light);
       continue;
     }
-    ctx.globalAlpha = light * 0.2;
-    ctx.lineWidth = 6;
-    ctx.stroke();
+    if (strike === own[own.length - 1].strike) { // a halo for the newest only: wide strokes are what costs
+      ctx.globalAlpha = light * 0.24;
+      ctx.lineWidth = 6;
+      ctx.stroke();
+    }
     ctx.globalAlpha = light * (0.35 + 0.65 * p);
     ctx.lineWidth = 0.7 + 1.6 * p;
     ctx.stroke();

@@ -2,7 +2,7 @@
 
 const STEPS = 8;
 const FULL_NAT = 4.2;
-const TOKENS = 400; // newest of a lane
+const TOKENS = 240; // newest of a lane
 const EVERY_MS = 250;
 
 /** @typedef {import("./lanes.js").Lanes} Lanes */

@@ -62,7 +62,7 @@ class Lane {
     this.code = element("b");
     this.message = element("span");
     this.error = element("div", { class: "error", role: "alert" }, this.code, this.message);
-    this.scroll = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": "Answer" }, this.text, this.waiting, this.error);
+    this.scroll = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Answer ${slot + 1}` }, this.text, this.waiting, this.error);
     this.follow = element("button", { type: "button", class: "pill follow" });
     this.foot = element("footer", "mono quiet");
     this.foot.title = `Time to first token; Δt: median and 95th percentile of the newest ${STATISTIC_TOKENS} tokens; H̄: their mean entropy, a lower bound`;
@@ -130,6 +130,7 @@ export class Lanes {
       if (stream) this.lanes[slot].view.sync(stream, session?.active === true && !stream.done && !stream.error);
       else this.lanes[slot].view.clear();
     }
+    for (let slot = 0; slot < count; slot += 1) this.lanes[slot].view.follow();
   }
 
   /** 10 Hz. @param {Session|null} session @param {number} solo a slot or −1 @param {string} idle what to say without a session @param {number} now */

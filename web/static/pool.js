@@ -115,7 +115,7 @@ export class Pool {
     unload.addEventListener("click", () => this._do(name, "unloading", () => api.unload(name), (answer) => `${name}: ${bytes(answer.freed_bytes ?? 0)} freed`));
     why.addEventListener("click", () => this._why(name));
     const label = element("span", "name", visible(name));
-    const head = element("th", { scope: "row" }, sign(-1), label);
+    const head = element("th", { scope: "row", title: visible(name) }, sign(-1), label);
     const box = element("tr", "", head, ...cells, element("td", "acts", load, unload, pin, why));
     this.rows.append(box);
     const row = { box, cells, load, unload, pin, why };

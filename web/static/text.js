@@ -1,9 +1,10 @@
 /** Streamed text: made safe to look at, appended in small blocks, followed only while the reader is at the end. */
 
-export const BLOCK_CHARS = 2_400; // a block ends at a newline long before; only an endless line is cut
+export const BLOCK_CHARS = 1_200; // a block ends at a newline long before; only an endless line is cut
 const ENOUGH_CHARS = 400;
 const DOM_CHARS = 65_536;
 const NEAR_END_PX = 24;
+const BEYOND_PX = 1e7; // further than any text reaches: the browser stops at the end
 const TOUCH_MS = 1_000; // a scroll that long after a touch is the reader's; others come from text that grew
 
 // Everything that would act instead of show: C0 except tab and newline, DEL, C1, bidi marks, embeddings and isolates,
@@ -50,6 +51,7 @@ export class TextView {
     this.following = true;
     this._touchedAt = -TOUCH_MS; // the reader's hand was on it
     this._top = 0;
+    this._grown = false;
     /** @type {Stream|null} */
     this._stream = null;
     this._epoch = -1;
@@ -83,8 +85,15 @@ export class TextView {
     this._unread = this.following ? 0 : this._unread + stream.tokens - this._tokens;
     this._tokens = stream.tokens;
     this._trim();
-    if (this.following) this.toEnd();
+    this._grown = true;
     this._label();
+  }
+
+  /** Scrolls to the end of what was appended. After all lanes have appended: the first one to ask makes the layout. */
+  follow() {
+    if (!this._grown) return;
+    this._grown = false;
+    if (this.following) this.scroller.scrollTop = BEYOND_PX;
   }
 
   clear() {

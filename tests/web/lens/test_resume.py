@@ -118,6 +118,17 @@ async def test_log_probabilities_go_on_across_the_seam(autojump_clock):
         assert "".join(entry["token"] for entry in content) == "Once upön a time"
 
 
+async def test_another_model_of_the_configuration_goes_on(autojump_clock):
+    rules = ResumeSettings(enabled=True, who="other", models=("gone", "b"), attempts_max=2, pause_s=0)
+    async with running_api(breaking(HALF, REST), Settings(lens=LensSettings(resume=rules))) as api:
+        values = OPENAI_CHAT.values((await api.post(OPENAI_CHAT.path, OPENAI_CHAT.streamed())).body)
+        assert "".join(OPENAI_CHAT.texts(values)) == "Once upön a time"
+        (seam,) = [found["seam"] for value in values if (found := told(value)) and "seam" in found]
+        assert (seam["model"], seam["attempt"]) == ("b", 2)
+        assert [request.model for request in api.slice.runtime.requests] == ["a", "b"]
+        assert api.slice.runtime.loads == ["a", "b"]
+
+
 # ── forwarded ──
 
 

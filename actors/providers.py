@@ -1,0 +1,226 @@
+"""Providers: how all of them fare, and which of them answers where the one that was asked cannot. It is no task: it
+hears what sessions tell where the signals pass, and decides between two awaits."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import attrs
+import trio
+
+from actors.broker import Broker
+from actors.catalog import Catalog, ModelRef
+from actors.provider_health import ProviderHealth
+from actors.pulls import ModelPulls
+from actors.satellite import OCCASION, SatelliteRuntime
+from actors.session import SessionRequest
+from engine.domain.errors import BrokerDisabled, EngineError, FallbackFailed, InvalidRequest, ModelNotFound
+from engine.domain.events import MappedSignal, ModelChanged, SessionClosed, SessionOpened
+from engine.domain.generation import Clock, EndReason, Origin
+from engine.domain.models import Capability, ModelState
+from engine.domain.usage import FALLBACK
+from policies.breaker import BreakerState
+from policies.broker import BrokerMode, Occasion
+from policies.selection import Choice, FallbackRules, Offer, Wants, choose
+
+SESSIONS_MAX: Final = 8192  # followed at once; beyond it the oldest is forgotten
+PROVIDERS: Final = frozenset({"openai", "anthropic", "openrouter"})  # names that can only mean a satellite, if nothing
+# Codes by which a provider is at fault, and not the request or our own limits.
+FAULTS: Final = frozenset(
+    {
+        "RUNTIME_UNAVAILABLE", "MODEL_LOAD_FAILED", "MODEL_LOAD_TIMEOUT", "UPSTREAM_PROTOCOL_ERROR",
+        "UPSTREAM_TRUNCATED", "UPSTREAM_TIMEOUT",
+    }
+)  # fmt: skip
+_OK: Final = frozenset({EndReason.FINISHED, EndReason.LENGTH, EndReason.STOP})
+
+logger = logging.getLogger("wf.providers")
+
+
+@attrs.define(eq=False)
+class Providers:
+    """`busy_share` tells how much of the local streams is in use, 0 to 1. `fallbacks` counts (asked, answered by)."""
+
+    catalog: Catalog
+    pulls: ModelPulls
+    broker: Broker
+    clock: Clock
+    rules: FallbackRules = attrs.field(factory=FallbackRules)
+    busy_share: Callable[[], float] = lambda: 0.0
+    health: dict[str, ProviderHealth] = attrs.field(factory=dict)
+    fallbacks: Counter[tuple[str, str]] = attrs.field(factory=Counter)
+    _open: dict[str, tuple[str, str]] = attrs.field(factory=dict)  # session to its model and that one's provider
+
+    def __attrs_post_init__(self) -> None:
+        for name, runtime in self.catalog.runtimes.items():
+            own = runtime.health if isinstance(runtime, SatelliteRuntime) else None
+            self.health[name] = own or ProviderHealth(name, runtime.local)
+
+    @property
+    def satellites(self) -> list[SatelliteRuntime]:
+        """Those that are configured, whether or not they may be asked."""
+        return [runtime for runtime in self.catalog.runtimes.values() if isinstance(runtime, SatelliteRuntime)]
+
+    # ── how they fare ──
+
+    def observe(self, signal: MappedSignal) -> None:
+        """Sessions of one model; what a council's member did is told of the council as a whole. Never waits."""
+        match signal:
+            case SessionOpened(streams=(ref,)):
+                provider = self._provider_of(ref.model)
+                if provider is not None:
+                    self._open[signal.session_id] = ref.model, provider
+                    if len(self._open) > SESSIONS_MAX:
+                        del self._open[next(iter(self._open))]
+            case SessionClosed():
+                self._close(signal)
+            case ModelChanged(state=ModelState.READY):
+                provider = self._provider_of(signal.model)
+                if provider is not None:
+                    self.health[provider].model(signal.model).last_load_us = self.clock()
+
+    def report(self) -> list[dict[str, Any]]:
+        """The entries of `/stats`, in the order in which the runtimes are asked."""
+        now_us, now_s = self.clock(), trio.current_time()
+        return [health.report(now_us, now_s) for health in self.health.values()]
+
+    def _close(self, closed: SessionClosed) -> None:
+        model, provider = self._open.pop(closed.session_id, (None, None))
+        if model is None or provider is None:
+            return
+        health, now_us = self.health[provider], self.clock()
+        if closed.reason in _OK:
+            health.answered(model, closed.ttft_ms, closed.duration_ms, now_us)
+            if health.local:
+                health.breaker = health.breaker.succeeded()
+        elif closed.error is not None:
+            code = str(closed.error.get("code", ""))
+            health.erred(model, code, now_us, at_fault=code in FAULTS)
+            if health.local and code in FAULTS:  # a satellite's breaker is told by whoever asks it
+                health.breaker = health.breaker.failed_at(trio.current_time())
+        else:
+            health.requests += 1
+
+    def _provider_of(self, model: str) -> str | None:
+        found = self.catalog.listed(model)
+        return found.runtime.name if found is not None and found.runtime.name in self.health else None
+
+    # ── who answers ──
+
+    async def resolve(self, name: str, wants: Wants | None = None) -> ModelRef:
+        """The model called `name`, downloaded first as ModelPulls.resolve does. With `wants`, where fallback is enabled
+        and it cannot be had, or the machine is busy and the broker's mode is hybrid: the one that stands in for it.
+
+        Raises as ModelPulls.resolve does; BrokerDisabled for a model elsewhere while nothing may leave; FallbackFailed
+        when nobody is left."""
+        if self._means_elsewhere(name):
+            raise self._disabled(name)
+        try:
+            model = await self.pulls.resolve(name, explicit=False)
+        except ModelNotFound as error:
+            if wants is None or not self.rules.enabled:
+                raise
+            return self._stand_in(name, error.message, wants, Occasion.NO_LOCAL)
+        if wants is None or not self.rules.enabled or model.seats is not None or model.satellite:
+            return model
+        health = self.health.get(model.runtime.name)
+        if health is not None and health.state(trio.current_time()) is BreakerState.OPEN:
+            return self._stand_in(name, f"{health.name} has failed several times", wants, Occasion.NO_LOCAL)
+        if self.broker.mode is BrokerMode.HYBRID and self.busy_share() >= self.broker.policy.busy_share:
+            return self._relief(model, wants)
+        return model
+
+    def admit(self, asked: SessionRequest) -> SessionRequest:
+        """`asked` as it may begin. One of a satellite is marked as such. Raises as Broker.check, and InvalidRequest for
+        a council with a satellite in it: what is outside must not hold up what is here."""
+        seats = asked.model.seats
+        if seats is not None:
+            outside = [
+                member.name for member in (*seats.members, seats.judge) if member is not None and member.satellite
+            ]
+            if outside:
+                raise InvalidRequest(
+                    f"{', '.join(outside)}: a council is of models of this machine, so that nobody waits for another",
+                    models=outside,
+                )
+        runtime = asked.model.runtime
+        if not isinstance(runtime, SatelliteRuntime):
+            return asked
+        self.broker.check(runtime.satellite(asked.model.info.name), asked.request, OCCASION.get())
+        return attrs.evolve(asked, origin=Origin.SATELLITE)
+
+    def _means_elsewhere(self, name: str) -> bool:
+        """A model of a satellite, while nothing may leave. One of this machine may have the same name."""
+        provider, _, rest = name.partition("/")
+        runtime = self.catalog.runtimes.get(provider)
+        known = isinstance(runtime, SatelliteRuntime) or (runtime is None and provider in PROVIDERS)
+        if not (rest and known and self.broker.mode is BrokerMode.DISABLED):
+            return False
+        try:
+            return self.catalog.find(name).satellite
+        except EngineError:
+            return True
+
+    def _disabled(self, name: str) -> EngineError:
+        need = "" if self.broker.tier_allows else " and the tier hybrid"
+        return BrokerDisabled(
+            f"{name} is outside this machine, and the broker is disabled; it takes `broker.mode`{need}, and consent",
+            mode=self.broker.mode.value,
+            model=name,
+        )
+
+    def _stand_in(self, name: str, why: str, wants: Wants, occasion: Occasion) -> ModelRef:
+        choice = self._choose(wants, occasion, besides=name)
+        if choice.chosen is None:
+            raise FallbackFailed(
+                f"{name} cannot be had ({why}), and nobody can stand in for it",
+                model=name,
+                passed=[{"model": model, "reason": reason} for model, reason in choice.passed],
+            )
+        return self._taken(name, choice, why, occasion)
+
+    def _relief(self, model: ModelRef, wants: Wants) -> ModelRef:
+        """A satellite in place of a busy local model, where one may answer; else the model itself, which is waited
+        for."""
+        choice = self._choose(wants, Occasion.BUSY, besides=model.name, satellites=True)
+        return model if choice.chosen is None else self._taken(model.name, choice, "the machine is busy", Occasion.BUSY)
+
+    def _taken(self, name: str, choice: Choice, why: str, occasion: Occasion) -> ModelRef:
+        assert choice.chosen is not None
+        found = self.catalog.find(choice.chosen.model)
+        if found.satellite:
+            OCCASION.set(occasion)
+        self.fallbacks[name, found.name] += 1
+        FALLBACK.set(occasion.value)  # the usage ledger counts it with the answer
+        logger.warning("%s answers for %s: %s", found.name, name, why)
+        return found
+
+    def _choose(self, wants: Wants, occasion: Occasion, *, besides: str, satellites: bool = False) -> Choice:
+        models = [model for model in self.catalog.models if model.name != besides]
+        offers = [self._offer(model, occasion) for model in models if model.satellite or not satellites]
+        return choose(offers, wants, self.rules)
+
+    def _offer(self, model: ModelRef, occasion: Occasion) -> Offer:
+        info, probe = model.info, self.catalog.probes.get(model.runtime.name)
+        health = self.health.get(model.runtime.name)
+        state = BreakerState.CLOSED if health is None else health.state(trio.current_time())
+        details: Mapping[str, Any] = info.details
+        length = details.get("context_length")
+        able = details.get("capabilities")
+        known = able if isinstance(able, list | tuple) else None
+        return Offer(
+            model=model.name,
+            provider=model.runtime.name,
+            kind=model.runtime.kind,
+            local=model.runtime.local,
+            up=probe is not None and probe.up,
+            breaker=state,
+            context_length=length if isinstance(length, int) else None,
+            tools=None if known is None else "tools" in known,
+            vision=None if known is None else "vision" in known,
+            logprobs=True if Capability.LOGPROBS in info.capabilities else None,
+            why_not=self.broker.objection(occasion) if model.satellite else None,
+        )

