@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol
 import attrs
 import trio
 
-from engine.domain.errors import BrokerDisabled, EngineError, RuntimeUnavailable
+from engine.domain.errors import BrokerDisabled, EngineError, Overloaded, RuntimeUnavailable
 from engine.domain.generation import GenerationEnd, GenerationRequest
 from engine.domain.usage import NANO_PER_USD, Price
 from policies.broker import (
@@ -187,14 +187,17 @@ class Broker:
         self.counters.calls += 1
         return call
 
-    def attempt(self, call: Call) -> bool:
-        """One more connection for `call`; False when the hour has no room for it."""
+    def attempt(self, call: Call) -> None:
+        """One more connection for `call`. Raises Overloaded when the hour has no room for it, BrokerDisabled when
+        nothing may leave any more."""
         self._forget_old()
+        if self.mode is BrokerMode.DISABLED:
+            raise BrokerDisabled("the broker was switched off meanwhile", mode=self.mode.value)
         if call.attempts and len(self._calls_s) >= self.policy.requests_per_hour:
-            return False
+            wait_s = HOUR_S - (self.wall_s() - self._calls_s[0])
+            raise Overloaded("the calls of this hour are used up", retry_after_s=max(1, round(wait_s)))
         call.attempts += 1
         self._calls_s.append(self.wall_s())
-        return True
 
     async def settle(self, call: Call, end: GenerationEnd | None, outcome: str) -> None:
         """The call is over: `end` is its provider's end, null when there was none. What it used up is then its bound,

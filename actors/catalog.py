@@ -93,6 +93,7 @@ class Catalog:
     councils: Councils | None = None  # models that are several; given once there are models to sit in them
     models: tuple[ModelRef, ...] = ()
     probes: dict[str, Probe] = attrs.field(factory=dict)
+    asked_us: dict[str, int] = attrs.field(factory=dict)  # when each runtime was asked what it has
     asked: trio.Event = attrs.field(factory=trio.Event)  # set once every runtime has been asked
     _asking: trio.Lock = attrs.field(factory=trio.Lock)
     _rounds: int = 0  # that have been asked
@@ -120,6 +121,7 @@ class Catalog:
         self._log_changes(answers)
         self.probes = {name: answers[name].probe for name in self.runtimes}
         self.models = self._named(answers)
+        self.asked_us = {name: answer.asked_us for name, answer in answers.items()}
         self.asked.set()
         if not self.starting():
             self.settled.set()

@@ -84,15 +84,15 @@ class Councils:
 
     def of_models(
         self, names: Sequence[str], mode: str, on_excess: str, method: CouncilMethod | None, judge: str | None
-    ) -> ModelRef:
-        """A council of these models. Raises as `find` does."""
-        self.admit(names, mode, on_excess)
+    ) -> tuple[CouncilSpec, CouncilAdmission]:
+        """A council of these models, and whom tier and level let in; whether they are there is not asked yet. Raises
+        InvalidRequest, and as `admit`."""
+        admission = self.admit(names, mode, on_excess)
         chosen = method or (CouncilMethod.JUDGE if judge is not None else CouncilMethod.CONSENSUS)
         try:
-            spec = CouncilSpec(LISTED + "+".join(names), tuple(names), chosen, judge=judge)
+            return CouncilSpec(LISTED + "+".join(names), tuple(names), chosen, judge=judge), admission
         except ValueError as error:
             raise InvalidRequest(str(error)) from None
-        return self.seat(spec, mode, on_excess)
 
     def admit(self, names: Sequence[str], mode: str, on_excess: str) -> CouncilAdmission:
         """Whom tier and level let in. Raises as `admit_council`."""

@@ -88,7 +88,7 @@ class ProviderHealth:
             "ttft_ms": {"p50": percentile(self.ttft_ms, 50), "p95": percentile(self.ttft_ms, 95)},
             "latency_ms": {"p50": percentile(self.latency_ms, 50), "p95": percentile(self.latency_ms, 95)},
             "breaker": self.state(now_s).value,
-            "models": {name: health.report(now_us) for name, health in self.models.items()},
+            "models": [{"name": name, **health.report(now_us)} for name, health in self.models.items()],
         }
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import attrs
@@ -133,6 +133,20 @@ class Providers:
             return self._relief(model, wants)
         return model
 
+    def next_after(
+        self, failed: ModelRef, error: EngineError, wants: Wants, tried: list[tuple[ModelRef, EngineError]]
+    ) -> ModelRef:
+        """Who answers in place of `failed`, which could not begin to: the next provider that can. `tried` keeps who
+        was asked so far. Raises `error` itself where nobody stands in for it, and FallbackFailed when nobody is
+        left."""
+        if not self.rules.enabled or failed.seats is not None or error.code not in FAULTS:
+            raise error
+        tried.append((failed, error))
+        asked = tried[0][0].name
+        providers = frozenset(model.runtime.name for model, _ in tried)
+        passed = [{"model": model.name, "reason": f"{reason.code}: {reason.message}"} for model, reason in tried]
+        return self._stand_in(asked, error.message, wants, Occasion.NO_LOCAL, providers, passed)
+
     def admit(self, asked: SessionRequest) -> SessionRequest:
         """`asked` as it may begin. One of a satellite is marked as such. Raises as Broker.check, and InvalidRequest for
         a council with a satellite in it: what is outside must not hold up what is here."""
@@ -172,20 +186,30 @@ class Providers:
             model=name,
         )
 
-    def _stand_in(self, name: str, why: str, wants: Wants, occasion: Occasion) -> ModelRef:
-        choice = self._choose(wants, occasion, besides=name)
+    def _stand_in(
+        self,
+        name: str,
+        why: str,
+        wants: Wants,
+        occasion: Occasion,
+        besides: frozenset[str] = frozenset(),
+        tried: Sequence[Mapping[str, str]] = (),
+    ) -> ModelRef:
+        """`besides` are providers that are out of the question, `tried` says why."""
+        offered = [m for m in self.catalog.models if m.name != name and m.runtime.name not in besides]
+        choice = self._choose(offered, wants, occasion)
         if choice.chosen is None:
             raise FallbackFailed(
                 f"{name} cannot be had ({why}), and nobody can stand in for it",
                 model=name,
-                passed=[{"model": model, "reason": reason} for model, reason in choice.passed],
+                passed=[*tried, *({"model": model, "reason": reason} for model, reason in choice.passed)],
             )
         return self._taken(name, choice, why, occasion)
 
     def _relief(self, model: ModelRef, wants: Wants) -> ModelRef:
         """A satellite in place of a busy local model, where one may answer; else the model itself, which is waited
         for."""
-        choice = self._choose(wants, Occasion.BUSY, besides=model.name, satellites=True)
+        choice = self._choose([m for m in self.catalog.models if m.satellite], wants, Occasion.BUSY)
         return model if choice.chosen is None else self._taken(model.name, choice, "the machine is busy", Occasion.BUSY)
 
     def _taken(self, name: str, choice: Choice, why: str, occasion: Occasion) -> ModelRef:
@@ -198,10 +222,8 @@ class Providers:
         logger.warning("%s answers for %s: %s", found.name, name, why)
         return found
 
-    def _choose(self, wants: Wants, occasion: Occasion, *, besides: str, satellites: bool = False) -> Choice:
-        models = [model for model in self.catalog.models if model.name != besides]
-        offers = [self._offer(model, occasion) for model in models if model.satellite or not satellites]
-        return choose(offers, wants, self.rules)
+    def _choose(self, models: Iterable[ModelRef], wants: Wants, occasion: Occasion) -> Choice:
+        return choose([self._offer(model, occasion) for model in models], wants, self.rules)
 
     def _offer(self, model: ModelRef, occasion: Occasion) -> Offer:
         info, probe = model.info, self.catalog.probes.get(model.runtime.name)

@@ -126,13 +126,13 @@ class ModelPulls:
     async def council(
         self, names: Sequence[str], mode: str, on_excess: str, method: CouncilMethod | None, judge: str | None
     ) -> ModelRef:
-        """These models as one, each downloaded first as `resolve` does. Raises as that and Councils.of_models do."""
+        """These models as one, each downloaded first as `resolve` does. Raises as that and Councils do."""
         councils = self.catalog.councils
         assert councils is not None
-        admitted = councils.admit(names, mode, on_excess).members
-        for name in (*admitted, *([] if judge is None else [judge])):
+        spec, admission = councils.of_models(names, mode, on_excess, method, judge)
+        for name in (*admission.members, *([] if judge is None else [judge])):
             await self.resolve(name, explicit=False)
-        return councils.of_models(names, mode, on_excess, method, judge)
+        return councils.seat(spec, mode, on_excess)
 
     async def bring(self, name: str) -> None:
         """Download `name` and list it. Cancelled here: stops, unless somebody else waits for it too. Raises as `join`

@@ -152,7 +152,7 @@ class AgentRegistry:
             raise InvalidRequest(f"endpoint: only agents of this machine are registered: {ENDPOINT_WORDS}")
         before = self.agents.get(card.agent_id)
         self._refuse_others(card.agent_id, asked.own)
-        if before is None and len(self.agents) >= AGENTS_MAX:
+        if before is None and not asked.own and len(self.agents) >= AGENTS_MAX:  # for its own there is always room
             raise Overloaded(f"{AGENTS_MAX} agents are registered, the most allowed", retry_after_s=RETRY_AFTER_S)
         now_s = self.wall_s()
         registered_s = now_s if before is None else before.registered_s
@@ -163,6 +163,8 @@ class AgentRegistry:
 
     def _beat(self, agent_id: str, status: AgentStatus) -> AgentEntry:
         entry = self._find(agent_id)
+        if entry.own:
+            return entry  # how it is the engine knows itself; nobody talks one of its services down
         entry = attrs.evolve(entry, status=status, seen_s=self.wall_s())
         self._keep(entry)
         return entry
@@ -275,7 +277,7 @@ class RegistryHandle:
         return await self._ask(_Register(card, own, status), AgentEntry)
 
     async def heartbeat(self, agent_id: str, status: AgentStatus = "healthy") -> AgentEntry:
-        """Still there. Raises NotFound."""
+        """Still there. Changes nothing for a service of the engine. Raises NotFound."""
         return await self._ask(_Beat(agent_id, status), AgentEntry)
 
     async def deregister(self, agent_id: str, *, own: bool = False) -> AgentEntry:

@@ -17,6 +17,7 @@ from actors.broker import Broker, Call, Satellite
 from actors.provider_health import ProviderHealth
 from engine.domain.errors import (
     EngineError,
+    InvalidRequest,
     Overloaded,
     RuntimeFault,
     RuntimeUnavailable,
@@ -101,9 +102,10 @@ class SatelliteRuntime:
         return None
 
     async def load(self, model: str) -> Loaded:
-        """Loads nothing."""
+        """Raises InvalidRequest: nothing of it comes into the memory of this machine, and it may take nobody's place
+        there."""
         await trio.lowlevel.checkpoint()
-        return Loaded(resident_bytes=None, load_ms=None)
+        raise InvalidRequest(f"{self.name}/{model} is outside this machine: there is nothing to load", model=model)
 
     async def unload(self, model: str) -> int:
         """Unloads nothing."""
@@ -156,8 +158,7 @@ class SatelliteRuntime:
         rules = self.broker.policy.retry.rules()
         while True:
             self._refuse_unready()
-            if not self.broker.attempt(call):
-                raise Overloaded("the calls of this hour are used up", retry_after_s=60)
+            self.broker.attempt(call)
             try:
                 return await self._attempt(call, stack, deadline, answer)
             except EngineError as error:

@@ -263,6 +263,7 @@ class Session:
             prompt_tokens=None if end is None else end.prompt_tokens,
             prompt_tokens_dropped=0 if end is None else end.prompt_tokens_dropped,
             eval_count=None if end is None else end.eval_count,
+            resumed=self._work.answer.stream.resumed,
         )
 
 

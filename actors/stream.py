@@ -23,7 +23,7 @@ from engine.domain.errors import (
     UpstreamTimeout,
     UpstreamTruncated,
 )
-from engine.domain.events import SessionSignal, TokenBatch
+from engine.domain.events import AnswerResumed, SessionSignal, TokenBatch
 from engine.domain.generation import Chunk, GenerationEnd, GenerationRequest, Seam, StreamRef
 from engine.domain.runtime import Forwarder, ForwardRequest, Read, Runtime
 
@@ -66,6 +66,7 @@ class ModelStream:
     arrivals: list[tuple[int, int]] = attrs.field(factory=list)  # µs and tokens of the first reads with any
     _ledger: TokenLedger = attrs.field(factory=TokenLedger)
     _behind: bool = False  # we were held up: what arrives is what piled up meanwhile, and no cadence
+    _waited: bool = False  # for the item at hand: it came by itself, and with it the backlog is over
     _limit_s: float = 0.0
     _patience: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     _asked: Runtime = attrs.field(default=attrs.Factory(lambda self: self.runtime, takes_self=True), init=False)
@@ -122,19 +123,22 @@ class ModelStream:
             if self._seam is None:
                 await self._hand_on(Begun(1000 * (trio.current_time() - asked_s)))
             while (chunk := await self._next(chunks)) is not None:
-                chunk = self._sewn(chunk)
+                chunk = await self._sewn(chunk)
                 await self._take((chunk,), chunk)
                 if chunk.end is not None:
                     return chunk.end
         return None
 
-    def _sewn(self, chunk: Chunk) -> Chunk:
+    async def _sewn(self, chunk: Chunk) -> Chunk:
         """The first chunk of a continuation carries the seam before it."""
         if self._seam is None or self._resumption is None or self._seam.attempt == self._sewn_attempt:
             return chunk
         self._sewn_attempt = self._seam.attempt
         self._resumption.resumed += 1
         self._after_seam = True
+        told = AnswerResumed(self.ref.session_id, self._seam)
+        if not self.signals.try_put(told):
+            await self._held(self.signals.put(told))
         return attrs.evolve(chunk, seam=self._seam)
 
     async def _forward(self, asked: ForwardRequest) -> GenerationEnd | None:
@@ -156,13 +160,13 @@ class ModelStream:
         return None if end is None else attrs.evolve(end, prompt_tokens_dropped=None)
 
     async def _next(self, items: AsyncIterator[T]) -> T | None:
-        """The next item, None at the end. Once one had to be waited for, nothing is piled up any more."""
+        """The next item, None at the end. Once one had to be waited for, nothing is piled up any more; its own gap still
+        holds the time that we were held up."""
         if not self._behind:
             return await anext(items, None)
         began = trio.current_time()
         item = await anext(items, None)
-        if trio.current_time() - began >= CAUGHT_UP_S:
-            self._behind = False
+        self._waited = trio.current_time() - began >= CAUGHT_UP_S
         return item
 
     def _is_whole(self, whole: bool) -> None:
@@ -183,6 +187,8 @@ class ModelStream:
             if progress:
                 self._limit_s = self.timeouts.progress_s
                 _extend(self._patience, self._limit_s)
+        if self._waited:
+            self._behind = self._waited = False
         await self._hand_on(item)
 
     async def _hand_on(self, item: Begun | Chunk | Read) -> None:
@@ -193,7 +199,7 @@ class ModelStream:
         """Waiting for room of our own is not the runtime's fault."""
         until, self._patience.deadline = self._patience.deadline, math.inf
         self._patience.deadline = until + await wait
-        self._behind = True
+        self._behind, self._waited = True, False
 
     async def _pass_on(self, chunk: Chunk) -> bool:
         """Its tokens to the mapper; False when it has none."""

@@ -11,7 +11,7 @@ from typing import Final
 import attrs
 
 from actors.ledger import LedgerHandle
-from engine.domain.council import MemberEnded
+from engine.domain.council import MemberEnded, MemberStarted
 from engine.domain.events import MappedSignal, SampleBatch, SessionClosed, SessionOpened
 from engine.domain.generation import StreamRef
 from engine.domain.usage import AGENT, FALLBACK, UsageRecord
@@ -29,7 +29,16 @@ class _Session:
     fallback: str | None
     places: dict[str, Place]  # by stream
     tokens: dict[str, int]  # by stream, as counted here
+    started: set[str]  # of a council: streams whose model was asked
     ended: dict[str, MemberEnded]  # of a council, by stream
+
+    def was_asked(self, stream_id: str) -> bool:
+        """Of a council. One that the others made needless before its turn came costs nobody anything; one that was not
+        let in failed, and a failure counts."""
+        if stream_id in self.started or self.tokens.get(stream_id):
+            return True
+        ended = self.ended.get(stream_id)
+        return ended is not None and (ended.cut is None or ended.tokens > 0)
 
 
 @attrs.define(eq=False)
@@ -59,9 +68,13 @@ class UsageFeed:
             case SessionOpened():
                 agent, fallback = self._asked_by.pop(signal.session_id, (None, None))
                 places = {ref.stream_id: self.place_of(ref.model) or (UNKNOWN, False) for ref in signal.streams}
-                session = _Session(signal, agent or signal.origin.value, fallback, places, {}, {})
+                session = _Session(signal, agent or signal.origin.value, fallback, places, {}, set(), {})
                 self._open[signal.session_id] = session
                 self._bound(self._open)
+            case MemberStarted(stream=ref):
+                session = self._open.get(ref.session_id)
+                if session is not None:
+                    session.started.add(ref.stream_id)
             case MemberEnded(stream=ref):
                 session = self._open.get(ref.session_id)
                 if session is not None:
@@ -78,7 +91,7 @@ class UsageFeed:
         for ref in streams:
             if len(streams) == 1:
                 self.ledger.log(_alone(session, ref, closed, day))
-            elif ref.stream_id in session.ended or session.tokens.get(ref.stream_id):  # else it was never asked
+            elif session.was_asked(ref.stream_id):
                 self.ledger.log(_in_council(session, ref, closed, day))
 
     def _bound(self, kept: dict[str, tuple[str | None, str | None]] | dict[str, _Session]) -> None:

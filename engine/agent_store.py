@@ -6,12 +6,15 @@ import logging
 import sqlite3
 import typing
 from collections.abc import Sequence
+from typing import Annotated
 
 import attrs
 import msgspec
 
 from engine.domain.agents import AgentCard, AgentEntry, AgentStatus
 from engine.store import Database
+
+Moment = Annotated[float, msgspec.Meta(ge=0, le=253_402_300_799)]  # wall clock seconds, up to the year 9999
 
 logger = logging.getLogger("wf.store")
 
@@ -54,7 +57,8 @@ def _entry(card: bytes, status: str, registered_s: float, seen_s: float) -> Agen
     try:
         decoded = msgspec.json.decode(card, type=AgentCard)
         known = msgspec.convert(status, AgentStatus)
-    except (msgspec.MsgspecError, RecursionError):
+        registered_s, seen_s = msgspec.convert((registered_s, seen_s), tuple[Moment, Moment])
+    except (TypeError, msgspec.MsgspecError, RecursionError):
         logger.warning("an entry of the registered agents cannot be read and is left out")
         return None
     return AgentEntry(decoded, typing.cast("AgentStatus", known), registered_s, seen_s)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from engine.app import tier_for
 from engine.config import policies_of, settings_dict
 from engine.domain.errors import ConfigError, EngineError
 from engine.runtimes import runtimes_for
+from engine.service_ports import ServicePort, service_ports
 from engine.settings import Settings
 from engine.state import read_engine, state_path
 from policies.tiers import TierLimits
@@ -31,6 +32,7 @@ def run_checks(load: Callable[[], Settings], environ: Mapping[str, str]) -> dict
     try:
         settings = load()
         policies = policies_of(settings)
+        services = service_ports(settings) if settings.services.enabled else ()
     except ConfigError as error:
         for line in error.message.splitlines():
             note("configuration", False, line)
@@ -50,11 +52,27 @@ def run_checks(load: Callable[[], Settings], environ: Mapping[str, str]) -> dict
         ):
             problem = trio.run(_bind_problem, host, port)
             note(name, problem is None, problem or (f"{port} is free" if port else "any free one"))
+        _note_services(settings, services, note)
     try:
         trio.run(_probe, settings, environ, policies.tiers.limits(tier.tier), note)
     except ConfigError as error:
         note("runtimes", False, error.message)
     return {"ok": all(c["ok"] is not False for c in checks), "checks": checks, "settings": settings_dict(settings)}
+
+
+def _note_services(
+    settings: Settings, services: Sequence[ServicePort], note: Callable[[str, bool | None, str], None]
+) -> None:
+    """A service whose port is taken is left out, and the engine starts without it: a remark."""
+    taken = {port: name for name, port in (("http", settings.http.port), ("ws", settings.ws.port)) if port}
+    for one in services:
+        other = taken.setdefault(one.port, one.name) if one.port else one.name
+        problem = f"{one.port} is the port of {other} too" if other != one.name else None
+        problem = problem or trio.run(_bind_problem, settings.http.host, one.port)
+        if problem is not None:
+            note(f"service {one.name}", None, f"would be left out: {problem}; free the port, or set {one.setting}")
+        else:
+            note(f"service {one.name}", True, f"{one.port} is free" if one.port else "any free one")
 
 
 async def _probe(

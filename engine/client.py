@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 import ssl
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
 import attrs
 import httpx
 import msgspec
+from trio_websocket import ConnectionRejected, HandshakeError, WebSocketConnection, open_websocket_url
 
 from engine.domain.errors import EngineError, ModelNotFound, RuntimeUnavailable, SessionNotFound, UpstreamProtocolError
 from engine.settings import Settings
@@ -95,6 +96,20 @@ class EngineClient:
             yield
         except httpx.TransportError as error:
             raise RuntimeUnavailable(f"the engine does not answer ({type(error).__name__})") from error
+
+
+@asynccontextmanager
+async def open_frames(address: EngineAddress, settings: Settings) -> AsyncIterator[WebSocketConnection]:
+    """The frames of a running engine. Raises RuntimeUnavailable for silence, RemoteError for a refusal."""
+    key = settings.api_keys[0].reveal() if settings.api_keys else ""
+    headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
+    try:
+        async with open_websocket_url(address.ws, extra_headers=headers) as socket:
+            yield socket
+    except ConnectionRejected as error:
+        raise RemoteError(error.status_code, f"the engine refused its frames with {error.status_code}") from None
+    except (OSError, HandshakeError) as error:
+        raise RuntimeUnavailable(f"the engine does not answer ({type(error).__name__})") from error
 
 
 def _body(response: httpx.Response) -> Any:

@@ -157,4 +157,4 @@ def _agent(service: Service) -> OwnAgent:
             return "healthy"
         return "unhealthy" if service.engine.catalog.asked.is_set() else "degraded"  # nobody knows yet
 
-    return OwnAgent(service.entry.agent_id or service.name, card, status)
+    return OwnAgent(service.agent_id, card, status)

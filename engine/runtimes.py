@@ -8,6 +8,7 @@ import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -19,10 +20,11 @@ from actors.supervise import supervise
 from engine.domain.errors import ConfigError, EngineError
 from engine.domain.generation import Clock
 from engine.domain.runtime import Runtime
+from engine.service_ports import service_ports
 from engine.settings import RUNTIME_URL, Settings
 from engine.state import state_path
 from policies.egress import Permit, Purpose, stays_here
-from policies.providers import Dialect, ProviderSpec, provider_specs
+from policies.providers import Dialect, HuggingFaceSpec, ProviderSpec, huggingface_spec, provider_specs
 from policies.restart import RestartPolicy
 from policies.tiers import TierLimits
 
@@ -80,8 +82,11 @@ async def runtimes_for(settings: Settings, clock: Clock, environ: Mapping[str, s
         from transport.runtimes.openai import OpenAIRuntime
 
         found[spec.name] = OpenAIRuntime(clock, spec.base_url or "", spec.name, list_s=spec.timeout_s)
-    if settings.llama_cpp.model is not None or (
-        settings.llama_cpp.enabled and importlib.util.find_spec("xllamacpp") is not None
+    hub = huggingface_spec(settings.providers) or HuggingFaceSpec()
+    if (
+        hub.models
+        or settings.llama_cpp.model is not None
+        or (settings.llama_cpp.enabled and importlib.util.find_spec("xllamacpp") is not None)
     ):
         found["llama_cpp"], owners["llama_cpp"] = _llama_cpp(settings, clock, environ)
     if settings.embedded.enabled:
@@ -172,16 +177,23 @@ def _llama_cpp(settings: Settings, clock: Clock, environ: Mapping[str, str]) -> 
     from transport.runtimes.llama_cpp.hub import HuggingFace
     from transport.runtimes.llama_cpp.process import ServerSettings
     from transport.runtimes.llama_cpp.runtime import LlamaCppRuntime
-    from transport.runtimes.llama_cpp.source import parse_source
+    from transport.runtimes.llama_cpp.source import GgufSource, parse_source
 
     asked, state = settings.llama_cpp, state_path(environ)
-    downloads = state / "models"
+    hub = huggingface_spec(settings.providers) or HuggingFaceSpec()
+    downloads = state / "models" if hub.cache_dir is None else Path(hub.cache_dir).expanduser().absolute()
+    sources = [] if asked.model is None else [parse_source(asked.model, downloads)]
+    for model in hub.models:
+        if model.local_path is None:
+            sources.append(parse_source(model.name, downloads))
+        else:
+            sources.append(GgufSource(model.name, Path(model.local_path).expanduser().absolute()))
     runtime = LlamaCppRuntime(
         clock,
-        () if asked.model is None else (parse_source(asked.model, downloads),),
+        tuple(sources),
         downloads,
         state / "run",
-        ServerSettings(asked.context_length, asked.requests_at_once, asked.threads),
+        ServerSettings(asked.context_length, asked.requests_at_once, asked.threads, hub.device),
         HuggingFace(token=None if asked.hub_token is None else asked.hub_token.reveal()),
     )
     return runtime, runtime
@@ -221,6 +233,8 @@ def _refuse_ourselves(found: Mapping[str, Runtime], settings: Settings) -> None:
 
 def _own_addresses(settings: Settings) -> set[str]:
     ports = [port for port in (settings.http.port, settings.ws.port) if port]
+    if settings.services.enabled:
+        ports += [one.port for one in service_ports(settings) if one.port]
     return {f"{host}:{port}" for host in OWN_HOSTS for port in ports}
 
 

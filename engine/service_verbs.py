@@ -16,14 +16,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-import attrs
 import httpx
 import msgspec
 import trio
 
 from engine.client import NO_TLS
-from engine.config import services_of
 from engine.domain.errors import AddressInUse, ConfigError, EngineError, RuntimeUnavailable
+from engine.service_ports import ServicePort, service_ports
 from engine.settings import Settings
 from engine.state import EngineAddress, read_engine
 from transport.listen import open_listener
@@ -53,11 +52,11 @@ def status(settings: Settings, state: Path) -> dict[str, Any]:
     """`{engine, log, services: [{name, port, url, status, model, fallback_reason, uptime_seconds, problem}]}`; `status`
     is healthy, degraded, unhealthy, port_taken or down. Those of the engine that this configuration does not have stand
     at the end."""
-    engine, expected, log = read_engine(state), _expected(settings), state / LOG
+    engine, expected, log = read_engine(state), service_ports(settings), state / LOG
     rows = [_row(one, settings, engine) for one in expected]
     known = {one.name for one in expected}
     others = [name for name in ({} if engine is None else engine.services) if name not in known]
-    rows += [_row(_Expected(name, 0, ""), settings, engine) for name in others]
+    rows += [_row(ServicePort(name, 0, ""), settings, engine) for name in others]
     return {
         "engine": None if engine is None else {"pid": engine.pid, "http": engine.http},
         "log": str(log) if log.exists() and engine is not None and engine.pid == _started(state) else None,
@@ -142,26 +141,7 @@ def _remark(row: dict[str, Any]) -> str:
     return row["problem"] or row["fallback_reason"] or ""
 
 
-@attrs.frozen
-class _Expected:
-    """What an engine with this configuration offers; `setting` changes the port."""
-
-    name: str
-    port: int
-    setting: str
-
-
-def _expected(settings: Settings) -> list[_Expected]:
-    table, _ = services_of(settings)
-    found = [_Expected(name, entry.port, f"services.table.{name}.port") for name, entry in table.entries.items()]
-    if settings.services.registry == "serve":
-        found.append(_Expected("registry", settings.services.registry_port, "services.registry_port"))
-    if settings.services.router == "serve":
-        found.append(_Expected("router", settings.services.router_port, "services.router_port"))
-    return found
-
-
-def _row(expected: _Expected, settings: Settings, engine: EngineAddress | None) -> dict[str, Any]:
+def _row(expected: ServicePort, settings: Settings, engine: EngineAddress | None) -> dict[str, Any]:
     url = None if engine is None else engine.services.get(expected.name)
     row: dict[str, Any] = {"name": expected.name, "port": expected.port, "url": url, "status": "down", "model": None}
     row |= {"fallback_reason": None, "uptime_seconds": None, "problem": None}
@@ -190,7 +170,7 @@ def _asked(url: str, settings: Settings) -> dict[str, Any]:
 
 def _refuse_when_all_taken(settings: Settings) -> None:
     """Some taken ports are told about; with all of them taken there is nothing to start."""
-    expected = _expected(settings)
+    expected = service_ports(settings)
     if not expected:
         raise ConfigError("no service is switched on: see services.table")
     problems = [_port_problem(settings.http.host, one.port) for one in expected]

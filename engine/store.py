@@ -4,7 +4,7 @@ All work on it happens in one worker thread at a time, each piece of it one tran
 `synchronous=FULL`), or not done at all, also when the process is killed in between. Only one engine uses the file: the
 lock of the state folder sees to that.
 
-A file that is damaged is put aside as `NAME.broken` (one is kept) and a new one is begun. One that a later version of
+A file that is damaged, also while it is in use, is put aside as `NAME.broken` (one is kept) and a new one is begun. One that a later version of
 the engine wrote is left alone. Where no file can be used, everything is kept in memory, and `problem` says why.
 """
 
@@ -88,6 +88,8 @@ class Database:
                     self._connection = self._opened()
                 return _in_transaction(self._connection, work)
             except sqlite3.Error as error:
+                if type(error) is sqlite3.DatabaseError:  # the content: opened anew, it is put aside
+                    self._let_go()
                 raise OSError(f"{self.path or 'the store in memory'}: {error}") from error
 
     async def __aenter__(self) -> Database:
@@ -103,9 +105,12 @@ class Database:
 
     def _close(self) -> None:
         with self._lock:
-            connection, self._connection = self._connection, None
-            if connection is not None:
-                connection.close()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()
 
     def _opened(self) -> sqlite3.Connection:
         if self.path is None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import sqlite3
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import attrs
@@ -28,6 +30,7 @@ from policies.routing import Candidate, LoggedRoute, RouteFacts, RouteRequest
 DAYS_MAX: Final = 400  # with figures; older ones go
 ROWS_MAX: Final = 100_000  # of day, agent, model; beyond it the oldest days go, the last one never
 ROUTES_MAX: Final = 10_000  # logged decisions
+FACTS_BYTES_MAX: Final = 16 << 20  # of what was known at them; beyond it the oldest decisions go
 PRUNE_EVERY: Final = 256  # writes
 
 _SUMS: Final = """
@@ -47,6 +50,9 @@ _ADD_USAGE: Final = """
 _ADD_TALLY: Final = "INSERT INTO tally VALUES (?, ?, ?, ?) ON CONFLICT DO UPDATE SET n = n + excluded.n"
 
 
+logger = logging.getLogger("wf.store")
+
+
 @attrs.define(eq=False)
 class SqliteUsage:
     """The store of the ledger."""
@@ -56,7 +62,9 @@ class SqliteUsage:
     days_max: int = DAYS_MAX
     rows_max: int = ROWS_MAX
     routes_max: int = ROUTES_MAX
+    facts_bytes_max: int = FACTS_BYTES_MAX
     _writes: int = 0
+    _facts_bytes: int = 0  # written since the last look
 
     @property
     def persistent(self) -> bool:
@@ -77,12 +85,13 @@ class SqliteUsage:
         for record in records:
             tally.update((record.day, kind, key) for kind, key in _marks(record))
         for route in routes:
-            _add_route(connection, route)
+            self._facts_bytes += _add_route(connection, route)
             if route.fallback is not None:
                 tally[_day(connection, route.at_s), "route", route.fallback] += 1
         connection.executemany(_ADD_TALLY, [(*key, n) for key, n in tally.items()])
-        if self._writes % PRUNE_EVERY == 0:
+        if self._writes % PRUNE_EVERY == 0 or self._facts_bytes > self.facts_bytes_max:
             self._prune(connection)
+            self._facts_bytes = 0
         self._writes += 1
 
     async def names(self) -> tuple[set[str], set[str]]:
@@ -98,11 +107,11 @@ class SqliteUsage:
     async def routes(self, limit: int) -> tuple[LoggedRoute, ...]:
         def read(connection: sqlite3.Connection) -> tuple[LoggedRoute, ...]:
             found = connection.execute(
-                "SELECT at_s, request, body, chosen, fallback FROM routes JOIN facts ON hash = facts"
-                " ORDER BY id DESC LIMIT ?",
-                (limit,),
+                "SELECT at_s, request, facts, chosen, fallback FROM routes ORDER BY id DESC LIMIT ?", (limit,)
             ).fetchall()
-            return tuple(_route(row) for row in reversed(found))
+            known = _facts(connection, {row[2] for row in found})
+            routes = (_route(row, known) for row in reversed(found))
+            return tuple(route for route in routes if route is not None)
 
         return await self.database.call(read)
 
@@ -122,9 +131,20 @@ class SqliteUsage:
         if len(kept) < len(days):
             for table in ("usage", "tally"):
                 connection.execute(f"DELETE FROM {table} WHERE day < ?", (kept[-1],))
-        newest = connection.execute("SELECT coalesce(max(id), 0) FROM routes").fetchone()[0]
-        if connection.execute("DELETE FROM routes WHERE id <= ?", (newest - self.routes_max,)).rowcount:
+        _prune_routes(connection, self.routes_max, self.facts_bytes_max)
+
+
+def _prune_routes(connection: sqlite3.Connection, most: int, facts_bytes_max: int) -> None:
+    """Keep the latest `most`, or half as many again and again until what was known at them is small enough."""
+    newest, oldest = connection.execute("SELECT coalesce(max(id), 0), coalesce(min(id), 1) FROM routes").fetchone()
+    kept = min(most, newest - oldest + 1)
+    while True:
+        if connection.execute("DELETE FROM routes WHERE id <= ?", (newest - kept,)).rowcount:
             connection.execute("DELETE FROM facts WHERE hash NOT IN (SELECT facts FROM routes)")
+        size = connection.execute("SELECT coalesce(sum(length(body)), 0) FROM facts").fetchone()[0]
+        if size <= facts_bytes_max or kept <= 1:
+            return
+        kept //= 2
 
 
 def _marks(record: UsageRecord) -> list[tuple[str, str]]:
@@ -173,26 +193,45 @@ def _report(connection: sqlite3.Connection, by: By, since: str) -> UsageReport:
     )
 
 
-def _add_route(connection: sqlite3.Connection, route: LoggedRoute) -> None:
+def _add_route(connection: sqlite3.Connection, route: LoggedRoute) -> int:
+    """The bytes that it took for facts that were not there yet."""
     facts = msgspec.json.encode(route.facts)
     name = hashlib.sha256(facts).hexdigest()
-    connection.execute("INSERT OR IGNORE INTO facts VALUES (?, ?)", (name, facts))
+    fresh = connection.execute("INSERT OR IGNORE INTO facts VALUES (?, ?)", (name, facts)).rowcount > 0
     chosen = None if route.chosen is None else msgspec.json.encode(route.chosen)
     connection.execute(
         "INSERT INTO routes (at_s, request, facts, chosen, fallback) VALUES (?, ?, ?, ?, ?)",
         (route.at_s, msgspec.json.encode(route.request), name, chosen, route.fallback),
     )
+    return len(facts) if fresh else 0
 
 
-def _route(row: tuple[int, bytes, bytes, bytes | None, str | None]) -> LoggedRoute:
+def _facts(connection: sqlite3.Connection, names: set[str]) -> dict[str, RouteFacts]:
+    """Each of them once: thousands of decisions may share one."""
+    found = {}
+    for name in names:
+        row = connection.execute("SELECT body FROM facts WHERE hash = ?", (name,)).fetchone()
+        with suppress(TypeError, msgspec.MsgspecError, RecursionError):  # none, or damaged
+            found[name] = msgspec.json.decode(row[0], type=RouteFacts)
+    return found
+
+
+def _route(
+    row: tuple[int, bytes, str, bytes | None, str | None], known: Mapping[str, RouteFacts]
+) -> LoggedRoute | None:
+    """None for a row that makes no sense: one of them must not hide the others."""
     at_s, request, facts, chosen, fallback = row
-    return LoggedRoute(
-        at_s=at_s,
-        request=msgspec.json.decode(request, type=RouteRequest),
-        facts=msgspec.json.decode(facts, type=RouteFacts),
-        chosen=None if chosen is None else msgspec.json.decode(chosen, type=Candidate),
-        fallback=fallback,
-    )
+    try:
+        return LoggedRoute(
+            at_s=msgspec.convert(at_s, int),
+            request=msgspec.json.decode(request, type=RouteRequest),
+            facts=known[facts],
+            chosen=None if chosen is None else msgspec.json.decode(chosen, type=Candidate),
+            fallback=msgspec.convert(fallback, str | None),
+        )
+    except (KeyError, TypeError, msgspec.MsgspecError, RecursionError):
+        logger.warning("an entry of the log of routes cannot be read and is left out")
+        return None
 
 
 def _day(connection: sqlite3.Connection, at_s: int) -> str:

@@ -119,6 +119,9 @@ class LiveAgent:
         return cls(card.agent_id, card.endpoint, card.capabilities, card.model, entry.status)
 
 
+_RANKS: Final[Mapping[AgentStatus, int]] = {"healthy": 0, "degraded": 1, "unhealthy": 2}
+
+
 @attrs.frozen
 class RouteFacts:
     """What was known when somebody asked. `agents` null: there is no registry here, nobody knows who is alive."""
@@ -126,9 +129,12 @@ class RouteFacts:
     agents: tuple[LiveAgent, ...] | None
     broker_on: bool = False
 
-    def at(self, endpoint: str) -> LiveAgent | None:
-        port = loopback_port(endpoint)
-        return next((agent for agent in self.agents or () if loopback_port(agent.endpoint) == port), None)
+    def by_port(self) -> dict[int | None, LiveAgent]:
+        """Who is at each port; of several that say so, the first of those that are best."""
+        found: dict[int | None, LiveAgent] = {}
+        for agent in sorted(self.agents or (), key=lambda agent: _RANKS[agent.status]):
+            found.setdefault(loopback_port(agent.endpoint), agent)
+        return found
 
 
 @attrs.frozen
@@ -189,8 +195,9 @@ def decide(table: CapabilityMap, request: RouteRequest, facts: RouteFacts) -> De
     order is the map's; agents that registered the capability and are not in the map come last of the local ones."""
     judged: list[Judged] = []
     found = False
+    there = facts.by_port()
     for candidate, source in _in_order(table, request, facts):
-        agent = facts.at(candidate.endpoint) if candidate.endpoint is not None else None
+        agent = there.get(loopback_port(candidate.endpoint)) if candidate.endpoint is not None else None
         why = _fault(candidate, agent, facts)
         if why is None:
             why, reason = (Why.NOT_NEEDED, _WORDS[Why.NOT_NEEDED]) if found else (Why.CHOSEN, _chosen(agent, candidate))

@@ -315,6 +315,7 @@ class Spread(msgspec.Struct):
 class ModelHealth(msgspec.Struct):
     """Ages in seconds, null where it never happened; `last_error` is a code."""
 
+    name: str
     last_load_s: float | None
     last_answer_s: float | None
     last_error: str | None
@@ -324,7 +325,8 @@ class ModelHealth(msgspec.Struct):
 class ProviderFigures(msgspec.Struct):
     """How a provider fares, here or elsewhere: `requests` are its sessions that ended, `success_rate` is null before
     one of them succeeded or failed. While `breaker` is open a provider outside this machine is not asked, and one of
-    this machine stands in for nobody."""
+    this machine stands in for nobody. `resident_bytes` are its models in memory here, null where nobody can tell;
+    `listed_age_s` is how old the list of its models is."""
 
     name: str
     local: bool
@@ -333,7 +335,9 @@ class ProviderFigures(msgspec.Struct):
     ttft_ms: Spread
     latency_ms: Spread
     breaker: BreakerState
-    models: dict[str, ModelHealth]
+    models: list[ModelHealth]
+    resident_bytes: int | None
+    listed_age_s: float | None
 
 
 class BrokerSpent(msgspec.Struct):

@@ -11,15 +11,19 @@ from typing import Annotated, Any, Final, Literal
 
 import attrs
 import msgspec
-from quart import Blueprint, request
+from quart import Blueprint, g, request
 
 from actors.registry import EXPIRY_S, HEARTBEAT_S, RegistryHandle
 from engine.domain.agents import AgentCard, AgentEntry, AgentStatus
+from engine.domain.errors import NotFound
 from web.schemas import decode
 
 NAME: Final = "registry"
 CAPABILITIES_MAX: Final = 64
 METADATA_MAX: Final = 64
+NOTHING_HERE: Final = (
+    "there is nothing at this path; here are /register, /discover, /heartbeat, /deregister and /health"
+)
 
 # `$` alone would let a line end pass
 AgentId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,79}$(?!\n)")]
@@ -103,6 +107,11 @@ def blueprint(handle: RegistryHandle, port: int, uptime_s: Callable[[], float]) 
             "counters": attrs.asdict(registry.counters),
             "uptime_seconds": int(uptime_s()),
         }
+
+    @routes.app_errorhandler(404)
+    async def nothing_here(_: Exception) -> tuple[dict[str, Any], int]:
+        error = NotFound(NOTHING_HERE, request_id=g.get("request_id"))
+        return error.body(), error.status
 
     return routes
 

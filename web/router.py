@@ -10,7 +10,8 @@ from typing import Annotated, Any, Final
 
 import attrs
 import msgspec
-from quart import Blueprint, Response, request
+import trio
+from quart import Blueprint, Response, g, request
 
 from actors.ledger import LedgerHandle
 from actors.registry import RegistryHandle
@@ -38,6 +39,7 @@ REPLAYED_MAX: Final = 10_000
 SHOWN_MAX: Final = 1000
 SHOWN_DEFAULT: Final = 100
 ROUTE_HEADER: Final = "x-wf-route"
+NOTHING_HERE: Final = "there is nothing at this path; here are /route, /what-if, /decisions, /map and /health"
 
 Name = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,63}$(?!\n)")]  # no line end either
 
@@ -116,7 +118,8 @@ def blueprint(router: Router, port: int, uptime_s: Callable[[], float]) -> Bluep
         except Misfit as misfit:
             path = dotted(("capabilities", *misfit.within))
             raise InvalidRequest(f"{path}: {misfit.expectation}", field=path) from None
-        found = replay(await router.ledger.routes(body.limit), table)
+        logged = await router.ledger.routes(body.limit)
+        found = await trio.to_thread.run_sync(replay, logged, table)  # thousands of decisions take a while
         answer = msgspec.json.encode({"map_hash": map_hash(table), "before_hash": table_hash} | attrs.asdict(found))
         return Response(answer, content_type="application/json")
 
@@ -145,6 +148,11 @@ def blueprint(router: Router, port: int, uptime_s: Callable[[], float]) -> Bluep
             "broker_on": router.broker_on(),
             "uptime_seconds": int(uptime_s()),
         }
+
+    @routes.app_errorhandler(404)
+    async def nothing_here(_: Exception) -> tuple[dict[str, Any], int]:
+        error = NotFound(NOTHING_HERE, request_id=g.get("request_id"))
+        return error.body(), error.status
 
     return routes
 

@@ -44,7 +44,7 @@ def blueprint(engine: Engine) -> Blueprint:
                 for client, rendered in engine.hub.reporting()
             ],
             "council": _council(engine),
-            "providers": engine.providers.report(),
+            "providers": _providers(engine),
             "pool": attrs.asdict(engine.pool.pool.counters)
             | {"runner_options_dropped": engine.sessions.runner_options_dropped},
             "sessions": {
@@ -57,6 +57,19 @@ def blueprint(engine: Engine) -> Blueprint:
         }
 
     return routes
+
+
+def _providers(engine: Engine) -> list[dict[str, Any]]:
+    """Those of this machine with what their models take of its memory; of others nobody can tell."""
+    catalog, pool, now_us = engine.catalog, engine.pool.pool, engine.clock()
+    told = engine.providers.report()
+    for entry in told:
+        resident = [pool.status(m.name).resident_bytes for m in catalog.models if m.runtime.name == entry["name"]]
+        known = [size_bytes for size_bytes in resident if size_bytes is not None]
+        asked_us = catalog.asked_us.get(entry["name"])
+        entry["resident_bytes"] = sum(known) if entry["local"] and known else None
+        entry["listed_age_s"] = None if asked_us is None else (now_us - asked_us) / 1e6
+    return told
 
 
 def _council(engine: Engine) -> dict[str, Any]:
@@ -90,9 +103,7 @@ def health_body(engine: Engine) -> dict[str, Any]:
         engine.facts.suggested_model,
     )
     return {
-        "status": "degraded"
-        if all(r["up"] is False for r in runtimes if r["kind"] != SATELLITE)
-        else "ok",  # not asked yet is no fault
+        "status": "degraded" if all(up is False for up in ups) else "ok",  # not asked yet is no fault
         "state": advice.state,
         "next": advice.next_step,
         "suggested_model": engine.facts.suggested_model,

@@ -89,7 +89,7 @@ class MemberName:
 
 @attrs.frozen
 class FormedPayload:
-    """`weights` are the γ at the start, by stream; those in force are in `energy.update.ensemble`."""
+    """`weights` are the members' shares at the start, by stream; those in force are in `energy.update.ensemble`."""
 
     council_id: str
     models: tuple[str, ...]

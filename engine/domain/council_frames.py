@@ -33,9 +33,6 @@ from engine.domain.energy import EnergySample, Phase
 from engine.domain.ensemble import EnsembleMeter, EnsembleParams, EnsembleReading, EnsembleStep
 from engine.domain.events import Event, StreamReading
 
-WEIGHT_AT_START = 1.0  # γ of a member nothing is known of yet
-
-
 @attrs.define(eq=False)
 class CouncilState:
     """Of one session. `last` holds its synthesis, told after everything else of it."""
@@ -63,7 +60,7 @@ class CouncilState:
             dropped_models=signal.dropped_models,
             plan="together" if len(signal.waves) == 1 else "waves",
             waves=signal.waves,
-            weights=dict.fromkeys(self.models, WEIGHT_AT_START),
+            weights=dict.fromkeys(self.models, 1 / len(self.models)),  # nothing is known of any yet
             method=signal.method,
             reason=signal.reason,
         )

@@ -13,12 +13,13 @@ import attrs
 from engine.domain.council import CouncilChosen, CouncilFormed, CouncilPayload, MemberEnded, MemberStarted
 from engine.domain.energy import EnergyParams, EnergySample, Phase, StreamEnergy
 from engine.domain.ensemble import EnsembleParams, EnsembleReading
-from engine.domain.generation import EndReason, Origin, Parameters, StreamRef, Token
+from engine.domain.generation import EndReason, Origin, Parameters, Seam, StreamRef, Token
 from engine.domain.models import ModelState
 
 SESSION_START: Final = "experience.session_start"
 TOKEN: Final = "experience.token"
 MODEL: Final = "experience.model"
+SEAM: Final = "experience.seam"
 SESSION_END: Final = "experience.session_end"
 ENERGY_UPDATE: Final = "energy.update"
 HEARTBEAT: Final = "system.heartbeat"
@@ -66,6 +67,14 @@ class ModelChanged:
 
 
 @attrs.frozen
+class AnswerResumed:
+    """A stream broke off and goes on. Between the tokens before the seam and those behind it."""
+
+    session_id: str
+    seam: Seam
+
+
+@attrs.frozen
 class SessionClosed:
     """A session is over. `prompt_tokens`, `eval_count` are the runtime's own counts where it gave them. Always last."""
 
@@ -84,10 +93,11 @@ class SessionClosed:
     timing: Literal["measured", "untrusted"] | None = (
         None  # measured, or untrusted: a buffer's pace, not the model's; null without tokens
     )
+    resumed: int = 0  # seams
 
 
 CouncilSignal = CouncilFormed | MemberStarted | MemberEnded | CouncilChosen
-SessionSignal = SessionOpened | TokenBatch | ModelChanged | CouncilSignal | SessionClosed
+SessionSignal = SessionOpened | TokenBatch | ModelChanged | AnswerResumed | CouncilSignal | SessionClosed
 
 
 @attrs.frozen
@@ -99,7 +109,7 @@ class SampleBatch:
     state: StreamEnergy
 
 
-MappedSignal = SessionOpened | SampleBatch | ModelChanged | CouncilSignal | SessionClosed
+MappedSignal = SessionOpened | SampleBatch | ModelChanged | AnswerResumed | CouncilSignal | SessionClosed
 
 # ── payloads of events ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -176,13 +186,15 @@ class EnergyUpdatePayload:
 
 @attrs.frozen
 class SessionTotals:
-    """`tokens` counted here; `eval_count` and `prompt_tokens` as the runtime counted them, null when it did not say."""
+    """`tokens` counted here; `eval_count` and `prompt_tokens` as the runtime counted them, null when it did not say, or
+    when the answer was `resumed` (so often): nobody counted the whole."""
 
     tokens: int
     eu: float | None
     eval_count: int | None
     prompt_tokens: int | None
     prompt_tokens_dropped: int | None
+    resumed: int = 0
 
 
 @attrs.frozen
@@ -237,6 +249,7 @@ Payload = (
     | SessionStartPayload
     | TokensPayload
     | ModelPayload
+    | Seam
     | EnergyUpdatePayload
     | CouncilPayload
     | SessionEndPayload

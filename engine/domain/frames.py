@@ -11,9 +11,11 @@ from engine.domain.ensemble import EnsembleParams
 from engine.domain.events import (
     ENERGY_UPDATE,
     MODEL,
+    SEAM,
     SESSION_END,
     SESSION_START,
     TOKEN,
+    AnswerResumed,
     EnergyUpdatePayload,
     Event,
     MappedSignal,
@@ -126,6 +128,8 @@ class FrameState:
             case ModelChanged():
                 payload = ModelPayload(signal.model, signal.state, signal.progress, signal.position, signal.reason)
                 self._events.append(Event(MODEL, signal.session_id, payload))
+            case AnswerResumed():
+                self._events.append(Event(SEAM, signal.session_id, signal.seam))
             case CouncilFormed(session_id=session_id):
                 self._form(self.sessions.get(session_id), signal)
             case MemberStarted(stream=ref) | MemberEnded(stream=ref):
@@ -287,6 +291,7 @@ def _end(session: _Session | None, closed: SessionClosed) -> SessionEndPayload:
             eval_count=None if session is not None and session.council is not None else closed.eval_count,
             prompt_tokens=closed.prompt_tokens,
             prompt_tokens_dropped=closed.prompt_tokens_dropped,
+            resumed=closed.resumed,
         ),
         ttft_ms=closed.ttft_ms,
         duration_ms=closed.duration_ms,

@@ -191,7 +191,7 @@ def choose(
 ) -> Choice:
     """The answer of the council among its `candidates`, with the report.
 
-    Six long answers take 0.3 s (15 pairs, see engine/domain/agreement.py): run it in a worker thread.
+    Six long answers take 20 ms (15 pairs, see engine/domain/agreement.py): run it in a worker thread.
 
     - best_certainty: the highest mean certainty; those without one come last.
     - consensus: the one that agrees most with the others on average (the medoid); of equals the more certain one. Two

@@ -78,7 +78,7 @@ def consent():
 
 async def call_of(broker: Broker, *, bytes_out: int = 500, asked: GenerationRequest = ASKED):
     call = await broker.admit(GPT, asked, Occasion.NAMED)
-    assert broker.attempt(call)
+    broker.attempt(call)
     call.permit.meter.bytes_out += bytes_out
     return call
 
@@ -160,9 +160,18 @@ async def test_so_many_calls_in_any_hour(wall, log):
 async def test_further_attempts_of_one_call_are_calls_too(wall, log):
     broker = broker_of(wall, log, requests_per_hour=2)
     call = await call_of(broker)
-    assert broker.attempt(call)
-    assert not broker.attempt(call)
-    assert broker.spent().calls_last_hour == 2
+    broker.attempt(call)
+    with pytest.raises(Overloaded):
+        broker.attempt(call)
+    assert (call.attempts, broker.spent().calls_last_hour) == (2, 2)
+
+
+async def test_once_it_is_off_no_further_attempt_is_made(wall, log):
+    broker = broker_of(wall, log)
+    call = await call_of(broker)
+    broker.switch(BrokerMode.DISABLED)
+    with pytest.raises(BrokerDisabled):
+        broker.attempt(call)
 
 
 async def test_two_at_once_cannot_overdraw_the_day(wall, log):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -10,6 +11,7 @@ import pytest
 import trio
 import trio.lowlevel
 
+from actors import council as council_actor
 from actors.reply_line import ITEMS_MAX, Begun, Ended, ReplyLine
 from actors.session import SessionRequest
 from actors.transcript import CANDIDATES_MAX, Transcript
@@ -24,6 +26,7 @@ from engine.domain.generation import (
     TokenLogprob,
     TopEntry,
 )
+from engine.domain.synthesis import choose
 from engine.settings import PoolSettings, Settings
 from tests.actors.test_council import AGREE, council, finished, payloads, runtime, said, start
 from tests.fakes.runtime import Cut, End, Fail, Say, ScriptedRuntime, words
@@ -268,19 +271,24 @@ async def test_a_stop_at_any_moment_leaves_nothing_behind(autojump_clock, load_s
             assert (told[0], told[-1]) == ("experience.session_start", "experience.session_end")
 
 
-async def test_a_stop_does_not_wait_for_the_comparing_of_answers(autojump_clock):
-    lines = {name: (Say(" ".join(f"{name}{i}" for i in range(4000)), 0.1), End()) for name in "abcd"}
-    threads = trio.to_thread.current_default_thread_limiter()
+async def test_a_stop_does_not_wait_for_the_comparing_of_answers(autojump_clock, monkeypatch):
+    lines = {name: (Say(" ".join(f"{name}{i}" for i in range(400)), 0.1), End()) for name in "abcd"}
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slow(*args, **kwargs):
+        begun.set()
+        assert go_on.wait(20)
+        return choose(*args, **kwargs)
+
+    monkeypatch.setattr(council_actor, "choose", slow)
     async with running_slice(runtime(**lines), council(members=list("abcd"))) as s:
         session = start(s)
-        members = session._work.members
-        while not (all(member.done for member in members) and threads.borrowed_tokens):  # noqa: ASYNC110 - no event tells
-            await trio.sleep(0.01)
-        await s.core.sessions.stop(session.id)
-        assert threads.borrowed_tokens >= 1  # closed, and they still are
-        assert session.reason is EndReason.ABORTED
-        while threads.borrowed_tokens:
-            await trio.lowlevel.checkpoint()
+        try:
+            await trio.to_thread.run_sync(begun.wait, 20)
+            await s.core.sessions.stop(session.id)
+            assert session.reason is EndReason.ABORTED
+        finally:
+            go_on.set()
 
 
 # ── what is kept ──
@@ -332,8 +340,8 @@ async def test_refuse_refuses_also_when_only_memory_is_short(autojump_clock):
         councils = s.core.catalog.councils
         councils.gates = attrs.evolve(councils.gates, smaller=2, memory_is_short=lambda: True)
         with pytest.raises(TierLimitExceeded):
-            councils.of_models(["a", "b", "c"], "council", "refuse", None, None)
-        fewer = councils.of_models(["a", "b", "c"], "council", "truncate", None, None)
+            await s.core.pulls.council(["a", "b", "c"], "council", "refuse", None, None)
+        fewer = await s.core.pulls.council(["a", "b", "c"], "council", "truncate", None, None)
         assert ([member.name for member in fewer.seats.members], fewer.seats.dropped) == (["a", "b"], ("c",))
         assert "memory" in fewer.seats.reason
 

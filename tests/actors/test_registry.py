@@ -124,6 +124,26 @@ def test_it_knows_what_a_dictionary_would_know_also_after_restarts(steps):
     trio.run(check, clock=MockClock(autojump_threshold=0))
 
 
+async def test_nobody_talks_a_service_of_the_engine_down(autojump_clock):
+    async with running(ListedAgents()) as handle:
+        await handle.register(card(), own=True)
+        await trio.sleep(1)
+        entry = await handle.heartbeat("one", "unhealthy")
+        assert (entry.status, entry.seen_s) == ("healthy", EPOCH_S)
+        assert [e.status for e in await handle.discover()] == ["healthy"]
+
+
+async def test_for_services_of_the_engine_there_is_always_room(autojump_clock, monkeypatch):
+    monkeypatch.setattr(registry, "AGENTS_MAX", 2)
+    async with running(ListedAgents()) as handle:
+        for name in ("one", "two"):
+            await handle.register(card(name))
+        with pytest.raises(Overloaded):
+            await handle.register(card("three"))
+        await handle.register(card("mine"), own=True)
+        assert [e.card.agent_id for e in await handle.discover()] == ["one", "two", "mine"]
+
+
 async def test_an_agent_that_says_nothing_is_gone_after_three_heartbeats(autojump_clock):
     store = ListedAgents()
     async with running(store) as handle:

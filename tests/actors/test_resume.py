@@ -23,7 +23,7 @@ from engine.domain.errors import (
     UpstreamTimeout,
     UpstreamTruncated,
 )
-from engine.domain.events import SessionSignal, StreamRef, TokenBatch
+from engine.domain.events import AnswerResumed, SessionSignal, StreamRef, TokenBatch
 from engine.domain.generation import Chunk, EndReason, GenerationRequest, Message, ResumeRules, Seam, TokenKind
 from policies.resume import TEXT_BYTES_MAX
 from tests.fakes.runtime import Cut, End, Fail, Say, ScriptedRuntime, Step
@@ -54,6 +54,7 @@ class Run:
     stream: ModelStream
     line: ReplyLine
     inlet: object
+    told: list = attrs.field(factory=list)  # tokens before, and the seam
 
     @classmethod
     def of(cls, *scripts: tuple[Step, ...], rules: ResumeRules | None = ONCE, **more: object) -> Run:
@@ -72,8 +73,11 @@ class Run:
                     batch = channel.receive_nowait()
                 except trio.WouldBlock:
                     return found
-                assert isinstance(batch, TokenBatch)
-                found += batch.tokens
+                if isinstance(batch, AnswerResumed):
+                    self.told.append((len(found), batch.seam))
+                else:
+                    assert isinstance(batch, TokenBatch)
+                    found += batch.tokens
 
     async def chunks(self) -> list[Chunk]:
         self.line.end(EndReason.FINISHED, None, None)
@@ -104,7 +108,7 @@ async def test_it_goes_on_where_it_broke_off(breaks, autojump_clock):
     assert [t.throttled for t in tokens] == [False, False, True, False]  # the wait is nobody's cadence
     chunks = await run.chunks()
     assert [c.seam for c in chunks if c.seam] == [Seam("s:0", "a", 2, 10, _code(breaks), 1)]
-    assert chunks[2].seam is not None
+    assert run.told == [(2, chunks[2].seam)]
     assert "".join(c.text for c in chunks) == "Once upön a time"
     assert (end.reason, end.resumed, end.eval_count, end.prompt_tokens) == (EndReason.FINISHED, 1, None, None)
     assert (run.stream.tokens, run.stream.resumed) == (4, 1)

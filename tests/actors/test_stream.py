@@ -63,7 +63,7 @@ async def test_a_wait_for_room_marks_the_next_token(autojump_clock):
 
 
 async def test_what_piled_up_while_we_were_held_up_is_no_cadence(autojump_clock):
-    """Until one has to be waited for again: all that came before lay in our buffers."""
+    """Until one has to be waited for again: all that came before lay in our buffers, and its own gap begins there."""
     piled = tuple(Say(letter, 0.0) for letter in "abcd")
     made, _, inlet = stream((*piled, Say("e", 0.05), Say("f", 0.05), End()), capacity=1)
     tokens = []
@@ -77,7 +77,7 @@ async def test_what_piled_up_while_we_were_held_up_is_no_cadence(autojump_clock)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(slow_reader)
         await made.run()
-    assert [token.throttled for token in tokens] == [False, False, True, True, False, False]
+    assert [token.throttled for token in tokens] == [False, False, True, True, True, False]
 
 
 async def test_nothing_before_the_first_token_and_nothing_between_tokens(autojump_clock):

@@ -10,7 +10,7 @@ from actors import usage_feed
 from actors.kernel import mailbox
 from actors.ledger import LedgerHandle, LedgerMessage, UsageLedger
 from actors.usage_feed import UsageFeed
-from engine.domain.council import MemberEnded
+from engine.domain.council import MemberEnded, MemberStarted
 from engine.domain.energy import EnergyMeter
 from engine.domain.errors import Overloaded
 from engine.domain.events import SampleBatch, SessionClosed, SessionOpened, StreamRef
@@ -124,6 +124,27 @@ async def test_a_member_counts_as_it_ended_and_one_that_was_never_asked_does_not
     (record,) = feed.told()
     assert (record.model, record.tokens_out, record.ttft_ms, record.duration_ms) == ("a", 7, 30.0, 400.0)
     assert record.reason == "aborted"
+
+
+def ended(ref: StreamRef, tokens: int = 0, **more) -> MemberEnded:
+    return MemberEnded(ref, 5, more.pop("reason", EndReason.ABORTED), tokens, None, 0.0, **more)
+
+
+async def test_a_member_that_the_others_made_needless_is_no_request():
+    feed = Feed()
+    council = opened("1", "a", "far", "b", "c", "d")
+    asked, cut_early, needless, not_let_in, left = council.streams
+    feed.feed.observe(council)
+    for ref in (asked, cut_early, left):
+        feed.feed.observe(MemberStarted(ref, False, None))
+    feed.feed.observe(ended(asked, 7, reason=EndReason.FINISHED))
+    feed.feed.observe(ended(cut_early, cut="the others agree"))
+    feed.feed.observe(ended(needless, cut="enough of the others have answered"))
+    feed.feed.observe(ended(not_let_in, reason=EndReason.ERROR, error={"code": "INSUFFICIENT_MEMORY"}))
+    feed.feed.observe(closed("1", reason=EndReason.ABORTED))
+    assert [(one.model, one.tokens_out, one.reason) for one in feed.told()] == [
+        ("a", 7, "finished"), ("far", 0, "aborted"), ("c", 0, "error"), ("d", 0, "aborted"),
+    ]  # fmt: skip
 
 
 async def test_why_another_model_answers_is_kept():

@@ -34,7 +34,7 @@ VALUES: Final[Mapping[str, Any]] = {
     "<vram_budget_bytes: int>": 12_000_000_000,
 }
 WITHOUT_SCHEMA: Final = re.compile(r"cli/.*|http/index|stream/\w+\.head")
-BODIES: Final = {name: f"{name}.response" for name in ("generate", "stop", "models.load", "models.unload")}
+BODIES: Final = {name: f"{name}.response" for name in ("generate", "stop", "models.load", "models.unload", "broker")}
 REQUESTS: Final = {name: f"{name}.request" for name in BODIES}
 VARIANTS: Final = {"models.absent": "models", "health.degraded": "health", "stats.active": "stats"}
 

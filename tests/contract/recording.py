@@ -23,12 +23,14 @@ import msgspec
 import trio
 from trio.testing import MockClock
 
+from actors.clock import EngineClock
 from engine import cli
 from engine.domain import errors
 from engine.domain.errors import AddressInUse, ConfigError, EngineError, ModelLoadFailed, UpstreamProtocolError
 from engine.domain.generation import Chunk, EndReason, GenerationEnd, TokenKind, TokenLogprob, TopEntry
-from engine.settings import LimitSettings, Settings
+from engine.settings import LensSettings, LimitSettings, ResumeSettings, Settings
 from engine.state import EngineAddress, write_address
+from tests.actors.test_resume import Breaking
 from tests.domain.strategies import PARAMS
 from tests.fakes.api import TOKEN, Answer, Api, running_api
 from tests.fakes.runtime import End, Fail, Say, ScriptedRuntime, Step, words
@@ -257,7 +259,22 @@ async def _streams() -> Samples:
         answer = await api.post("/generate", {"model": "a", "prompt": "hello", "stream": True})
         samples["stream/ndjson.head"] = {"status": answer.status, "headers": _headers(answer)}
         samples["stream/ndjson"] = msgspec.json.decode(answer.body.split(b"\n")[0])
-    return samples | await _cut_streams()
+    return samples | await _resumed() | await _cut_streams()
+
+
+async def _resumed() -> Samples:
+    scripts = [(Say("half ", 0.02),), (Say("whole", 0.02), End())]
+    rules = LensSettings(resume=ResumeSettings(enabled=True, pause_s=0))
+
+    def breaking(clock: EngineClock) -> Breaking:
+        return Breaking(clock, scripts=scripts)
+
+    async with running_api(breaking, Settings(lens=rules)) as api:
+        _fixed(api)
+        client = api.slice.client()
+        await api.post("/api/generate", {"model": "a", "prompt": "hello"})
+        await trio.sleep(0.1)
+        return {"events/experience.seam": client.events("experience.seam")[0]}
 
 
 async def _cut_streams() -> Samples:
@@ -306,6 +323,7 @@ async def _bodies() -> Samples:
         samples["http/usage"] = _told(await _asked(api, "GET", "/usage"))
         samples["http/models.why"] = _told(await _asked(api, "GET", "/models/b/why"))
         samples |= await _posted(api, "models.unload", {"name": "a"})
+        samples |= await _posted(api, "broker", {"mode": "disabled"}, x_wf_token=TOKEN)
         samples["http/index"] = {"headers": _headers(await _asked(api, "GET", "/"))}
         api.slice.runtime.up = False
         await _asked(api, "GET", "/models")
@@ -317,9 +335,9 @@ async def _asked(api: Api, method: str, path: str, body: Any = None, **headers: 
     return await api.ask(method, path, body, x_request_id=REQUEST_ID, **headers)
 
 
-async def _posted(api: Api, name: str, body: Samples) -> Samples:
+async def _posted(api: Api, name: str, body: Samples, **headers: str) -> Samples:
     """A request that was taken, and its answer."""
-    answer = await _asked(api, "POST", f"/{name.replace('.', '/')}", body)
+    answer = await _asked(api, "POST", f"/{name.replace('.', '/')}", body, **headers)
     assert answer.status in (200, 202), answer.body
     return {f"requests/{name}": body, f"http/{name}": _told(answer)}
 

@@ -104,6 +104,32 @@ async def test_pages_that_were_overwritten_are_noticed(tmp_path):
     assert (tmp_path / "usage.db.broken").exists()
 
 
+async def test_a_file_that_is_damaged_while_it_is_used_is_given_up_for_a_new_one(tmp_path, caplog):
+    path = tmp_path / "usage.db"
+    async with Database(path) as database:
+        await database.call(adding("a"))
+        for end in ("", "-wal", "-shm"):
+            part = tmp_path / f"usage.db{end}"
+            part.write_bytes(b"\xff" * part.stat().st_size)
+        with pytest.raises(OSError, match="not a database"):
+            await database.call(adding("b"))
+        await database.call(adding("c"))
+        assert await database.call(rows) == [("c", b"{}")]
+        assert database.persistent
+    assert (tmp_path / "usage.db.broken").exists()
+    assert "put aside" in caplog.text
+
+
+async def test_a_mistake_in_a_piece_of_work_costs_no_data(tmp_path):
+    path = tmp_path / "usage.db"
+    async with Database(path) as database:
+        await database.call(adding("a"))
+        with pytest.raises(OSError, match="UNIQUE"):
+            await database.call(adding("a"))
+        assert await database.call(rows) == [("a", b"{}")]
+    assert not (tmp_path / "usage.db.broken").exists()
+
+
 async def test_a_file_of_a_later_version_is_left_alone(tmp_path, caplog):
     path = tmp_path / "usage.db"
     connection = sqlite3.connect(path)

@@ -137,3 +137,46 @@ async def test_what_is_kept_is_bounded():
     assert [group.key for group in (await store.report("day", None)).groups] == ["2026-11-06"]
     facts = await store.database.call(lambda c: c.execute("SELECT count(*) FROM facts").fetchone()[0])
     assert facts == 1  # what no logged route needs any more is gone
+
+
+async def stored(store: SqliteUsage, question: str) -> int:
+    found: int = await store.database.call(lambda c: c.execute(question).fetchone()[0])
+    return found
+
+
+def told_at(at_s: int, agents: int) -> LoggedRoute:
+    """A decision among so many agents, none of whom was there at another time."""
+    there = (LiveAgent(f"a{at_s}-{n}", "http://localhost:8050", ("x",) * 20, "m", "healthy") for n in range(agents))
+    return LoggedRoute(at_s, RouteRequest("x"), RouteFacts(tuple(there)), None, None)
+
+
+async def test_what_was_known_at_decisions_has_a_bound_of_its_own():
+    store = SqliteUsage(Database(), PRICES, facts_bytes_max=100_000)
+    for at_s in range(60):
+        await store.add([], [told_at(at_s, 40)])
+        assert await stored(store, "SELECT sum(length(body)) FROM facts") <= 200_000
+    found = await store.routes(1000)
+    assert [one.at_s for one in found] == list(range(60 - len(found), 60))
+    assert 5 < len(found) < 60
+    await store.add([], [told_at(60, 800)])  # larger than all that is allowed: the latest stays, alone
+    assert [one.at_s for one in await store.routes(10)] == [60]
+
+
+async def test_decisions_share_what_was_known_at_them():
+    store = SqliteUsage(Database(), PRICES)
+    await store.add([], [ROUTE, FAILED, ROUTE])
+    first, _, third = await store.routes(10)
+    assert first.facts is third.facts
+
+
+async def test_a_damaged_entry_of_the_log_hides_no_other_one():
+    store = SqliteUsage(Database(), PRICES)
+    await store.add([], [ROUTE, FAILED, ROUTE, FAILED])
+
+    def damage(connection) -> None:
+        connection.execute("UPDATE routes SET request = x'00' WHERE id = 1")
+        connection.execute("UPDATE routes SET facts = 'nowhere' WHERE id = 2")
+        connection.execute("UPDATE routes SET at_s = 'noon' WHERE id = 4")
+
+    await store.database.call(damage)
+    assert await store.routes(10) == (ROUTE,)

@@ -78,6 +78,13 @@ def test_agents_that_registered_a_capability_are_candidates_too():
     assert sources == [("map", "local"), ("map", "local"), ("registry", "local"), ("map", "anthropic")]
 
 
+def test_an_unhealthy_stranger_at_its_port_hides_no_service():
+    stranger = LiveAgent("stranger", "http://127.0.0.1:8050", ("noise",), "m", "unhealthy")
+    decision = decide(MAP, RouteRequest("reasoning"), RouteFacts((stranger, agent(8050, "healthy", "reasoning"))))
+    assert decision.chosen is not None
+    assert (decision.chosen.candidate, decision.chosen.agent_id) == (BIG, "agent-8050")
+
+
 def test_an_agent_that_is_in_the_map_is_judged_once():
     facts = RouteFacts((agent(8050, "healthy", "reasoning"),))
     assert len(decide(MAP, RouteRequest("reasoning"), facts).judged) == 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -218,6 +219,36 @@ def test_check_says_what_is_wrong(tmp_path):
     assert done.returncode == 1
     assert "PROBLEM configuration: wf.yaml:1" in done.stdout
     assert "level?" in done.stdout
+
+
+def services_at(registry_port: int, **more: str) -> dict[str, str]:
+    table = {name: {"port": 0} for name in ("llama31_8b", "tinyllama", "tlc_domain_classifier")}
+    ports = {"WF_SERVICES__REGISTRY_PORT": str(registry_port), "WF_SERVICES__ROUTER_PORT": str(registry_port)}
+    return {"WF_SERVICES__ENABLED": "true", "WF_SERVICES__TABLE": json.dumps(table)} | ports | more
+
+
+def test_check_looks_at_the_ports_of_the_services_too(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        done = wf(tmp_path, "check", "--json", env=services_at(port))
+    found = {check["what"]: (check["ok"], check["found"]) for check in json.loads(done.stdout)["checks"]}
+    assert found["service tinyllama"] == (True, "any free one")
+    assert found["service registry"][0] is found["service router"][0] is None
+    assert "services.registry_port" in found["service registry"][1]
+    assert f"{port} is the port of registry too" in found["service router"][1]
+    done = wf(tmp_path, "check", env=services_at(0, WF_SERVICES__TABLE='{"tinyllama": {"prot": 1}}'))
+    assert done.returncode == 1
+    assert "PROBLEM configuration" in done.stdout
+    assert "did you mean services.table.tinyllama.port" in done.stdout
+
+
+def test_a_runtime_at_a_port_of_our_services_is_refused(tmp_path):
+    ours = services_at(18_123, WF_OLLAMA__ENABLED="true", WF_OLLAMA__SPAWN="false")
+    told = wf(tmp_path, "check", env=ours | {"OLLAMA_HOST": "127.0.0.1:18123"})
+    assert "OLLAMA_HOST names this engine itself" in told.stderr
+    refused = wf(tmp_path, "check", env=ours | {"WF_OLLAMA__URL": "http://localhost:18123"})
+    assert refused.returncode == 1
+    assert "is this engine itself" in refused.stdout
 
 
 def test_check_beside_an_engine_names_it(engine):

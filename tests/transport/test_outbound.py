@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import attrs
@@ -52,6 +53,15 @@ async def no_network() -> NoNetwork:
     trio.socket.set_custom_hostname_resolver(found)
     trio.socket.set_custom_socket_factory(found)
     return found
+
+
+@pytest.fixture(autouse=True)
+def counters_as_before() -> Iterator[None]:
+    """They are of the process, and other tests look at them."""
+    before = attrs.asdict(outbound.COUNTERS)
+    yield
+    for name, value in before.items():
+        setattr(outbound.COUNTERS, name, value)
 
 
 @pytest.mark.parametrize("host", ELSEWHERE)

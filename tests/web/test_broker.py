@@ -8,7 +8,7 @@ import json
 import msgspec
 import pytest
 
-from engine.domain.errors import ConfigError, RuntimeUnavailable
+from engine.domain.errors import ConfigError, InvalidRequest, RuntimeUnavailable
 from engine.domain.models import Tier
 from engine.settings import FallbackSettings
 from tests.fakes.api import TOKEN
@@ -207,6 +207,44 @@ async def test_a_runtime_that_keeps_failing_is_passed_over(autojump_clock):
         assert text_of(events) == "far"
 
 
+@pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])
+async def test_on_the_lens_the_next_provider_answers_at_once(path, autojump_clock):
+    body = {"model": "a", "messages": [{"role": "user", "content": "x"}], "stream": False}
+    async with satellite_rig(openai_answer(["far"]), mode="fallback", fallback=FALLBACK) as rig:
+        rig.local.load_error = RuntimeUnavailable("gone")
+        answered = await rig.api.post(path, body, **{"x-wf-broker": "allow"})
+        assert (answered.status, answered.headers["x-wf-model"]) == (200, "openai/gpt-4o-mini")
+        assert b"far" in answered.body
+        assert rig.api.engine.providers.fallbacks == {("a", "openai/gpt-4o-mini"): 1}
+        refused = await rig.api.post(path, body)  # nobody may be asked without consent
+        assert (refused.status, len(rig.cloud.permits)) == (503, 1)
+
+
+async def test_all_reasons_are_told_when_nobody_is_left(autojump_clock):
+    body = {"model": "a", "prompt": "x", "stream": False}
+    async with satellite_rig(openai_error(401, "bad key"), mode="fallback", fallback=FALLBACK) as rig:
+        rig.local.load_error = RuntimeUnavailable("gone")
+        failed = await rig.api.post("/api/generate", body, **{"x-wf-broker": "allow"})
+        assert failed.status == 503
+        assert "nobody can stand in" in failed.json["error"]
+        assert len(rig.cloud.permits) == 1  # each was asked once
+
+
+async def test_a_request_at_fault_is_nobody_elses(autojump_clock):
+    async with satellite_rig(mode="fallback", fallback=FALLBACK) as rig:
+        rig.local.load_error = InvalidRequest("no such thing")
+        body = {"model": "a", "prompt": "x", "stream": False}
+        assert (await rig.api.post("/api/generate", body, **{"x-wf-broker": "allow"})).status == 400
+        assert rig.cloud.permits == []
+
+
+async def test_without_fallback_the_error_is_the_runtimes_own(autojump_clock):
+    async with satellite_rig(mode="fallback") as rig:
+        rig.local.load_error = RuntimeUnavailable("gone")
+        failed = await rig.api.post("/api/generate", {"model": "a", "prompt": "x"}, **{"x-wf-broker": "allow"})
+        assert failed.json["error"] == "gone"
+
+
 async def test_in_mode_hybrid_a_busy_machine_is_relieved(autojump_clock):
     async with satellite_rig(openai_answer(["far"]), mode="hybrid", fallback=FALLBACK, script=[Say("x", 1000)]) as rig:
         providers = rig.api.engine.providers
@@ -239,10 +277,13 @@ async def test_stats_show_local_and_remote_side_by_side(autojump_clock):
             "openai": (False, 3, 0.5, "open"),
             "anthropic": (False, 1, 1.0, "closed"),
         }  # fmt: skip
-        model = found["openai"]["models"]["openai/gpt-4o-mini"]
+        (model,) = found["openai"]["models"]
+        assert model["name"] == "openai/gpt-4o-mini"
         assert model["last_error"] == "UPSTREAM_PROTOCOL_ERROR"
         assert model["last_answer_s"] > model["last_error_s"] >= 0
-        assert found["ollama"]["models"]["a"]["last_load_s"] is not None
+        assert found["ollama"]["models"][0]["last_load_s"] is not None
+        assert (found["ollama"]["resident_bytes"], found["openai"]["resident_bytes"]) == (1000, None)
+        assert 0 <= found["ollama"]["listed_age_s"] <= 30
         assert found["ollama"]["ttft_ms"]["p50"] == pytest.approx(50)
         assert body["system"]["bytes_out"] == (await rig.api.get("/broker")).json["bytes_out"]
 

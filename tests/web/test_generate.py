@@ -374,6 +374,8 @@ async def test_an_unknown_session_is_404(path, autojump_clock):
         ({"models": ["a", "b", "c", "d", "e"], "mode": "council", "on_excess": "refuse"}, 429, "mid"),
         ({"models": ["a", "b"], "mode": "council", "method": "judge"}, 400, "judge"),
         ({"models": ["a", "b"], "mode": "council", "method": "luck"}, 400, "method"),
+        ({"model": "council:a+b", "method": "first"}, 400, "method"),
+        ({"model": "council:a+b", "judge": "c"}, 400, "judge"),
     ],
 )
 async def test_a_council_that_cannot_be_is_refused_with_the_field(body, status, word, autojump_clock):

@@ -141,3 +141,10 @@ async def test_its_own_health(autojump_clock):
         assert (body["status"], body["problem"]) == ("degraded", "the disk is full")
         assert (await http.get("/register")).status == 405
         assert (await http.get("/nothing")).status == 404
+
+
+async def test_a_path_that_is_not_there_is_told_what_is(autojump_clock):
+    async with serving() as (http, _):
+        answer = await http.post("/route", {"capability": "x"})
+        assert (answer.status, answer.error["code"]) == (404, "NOT_FOUND")
+        assert "/discover" in answer.error["message"]

@@ -164,6 +164,13 @@ async def test_what_makes_no_request_is_refused(autojump_clock, path, body):
         assert (answer.status, answer.error["code"]) == (400, "VALIDATION_ERROR")
 
 
+async def test_a_path_that_is_not_there_is_told_what_is(autojump_clock):
+    async with serving() as s:
+        answer = await s.http.get("/register")
+        assert (answer.status, answer.error["code"]) == (404, "NOT_FOUND")
+        assert "/route" in answer.error["message"]
+
+
 async def test_its_own_health(autojump_clock):
     async with serving() as s:
         body = (await s.http.get("/health")).json

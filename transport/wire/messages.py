@@ -31,6 +31,7 @@ from engine.domain.events import (
     ENERGY_UPDATE,
     HEARTBEAT,
     MODEL,
+    SEAM,
     SESSION_END,
     SESSION_START,
     TOKEN,
@@ -42,7 +43,7 @@ from engine.domain.events import (
     SessionStartPayload,
 )
 from engine.domain.frames import Perf
-from engine.domain.generation import Origin, TokenKind
+from engine.domain.generation import Origin, Seam, TokenKind
 from engine.domain.models import Tier
 from transport.wire.frames import SCHEMA_VERSION, TokenEventPayload
 
@@ -165,6 +166,7 @@ EVENT_KINDS: Final = (
     _kind(SESSION_START, SessionStartPayload, str, "frame line", "first event of a session, with all constants"),
     _kind(TOKEN, TokenEventPayload, str, "frame line", "tokens since the frame before; the only event with text"),
     _kind(MODEL, ModelPayload, str | None, "frame line", "a model was queued, loaded, unloaded or failed"),
+    _kind(SEAM, Seam, str, "frame line", "a stream broke off and goes on, from this position and offset"),
     _kind(FORMED, FormedPayload, str, "frame line", "a council is formed: who speaks, together or in waves"),
     _kind(MEMBER_START, MemberStartPayload, str, "frame line", "a member has its model and is asked"),
     _kind(MEMBER_END, MemberEndPayload, str, "frame line", "a member is done, or was cut by its council"),

@@ -114,6 +114,7 @@ async def _answer(
     if asked.load_only and load_only is not None:
         return await engine.lens.calls.run(load_only(engine, asked, model))
     terms = _terms(engine)
+    tried: list[tuple[ModelRef, EngineError]] = []
     ask = partial(_open, engine, dialect, origin, asked, model, terms)
     while True:
         exchange = ask()
@@ -123,7 +124,11 @@ async def _answer(
         if wait.cancelled_caught:
             return _streamed(exchange, exchange.late_pieces(ask), exchange.blank().content_type)
         if isinstance(first, Ended):
-            raise exchange.failure(first)
+            if terms.passive:
+                raise exchange.failure(first)
+            model = engine.providers.next_after(model, exchange.failure(first), wants_of(asked.request), tried)
+            ask = partial(_open, engine, dialect, origin, asked, model, terms)
+            continue
         if first.status in (None, 200):
             break
         body = await exchange.refusal_body()

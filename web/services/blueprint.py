@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 import trio
-from quart import Blueprint, Response, g
+from quart import Blueprint, Response, g, request
 
 from engine.domain.errors import NotFound
+from engine.domain.usage import AGENT, agent_of
+from web.app import AGENT_HEADER
 from web.services import classify
 from web.services.completions import CHAT, GENERATE, completion
 from web.services.service import Service, described
@@ -19,6 +21,12 @@ CLASSIFIER: Final = ("/classify_domain", "/extract_tmd", "/validate_domain")
 
 def blueprint(service: Service) -> Blueprint:
     routes = Blueprint(f"service_{service.name}", __name__)
+
+    @routes.before_request
+    async def name_agent() -> None:
+        """What is asked here counts for the service, unless the caller says who he is."""
+        if agent_of(request.headers.get(AGENT_HEADER, ""), "") is None:
+            AGENT.set(service.agent_id)
 
     @routes.post("/chat/completions")
     async def chat() -> Response:

@@ -105,7 +105,7 @@ class ServiceDialect:
 
     def reply_for(self, asked: Asked, native: bool, facts: ReplyFacts) -> Reply:
         reply = self.inner.reply_for(asked, native, facts)
-        return WithAllCounts(reply) if self.inner is ollama else reply
+        return WithAllCounts(reply) if self.inner is ollama else WithChatId(reply, facts.id)
 
     def forward_body(self, asked: Asked, model: str, *, logprobs: bool = True) -> bytes:
         raise AssertionError("nothing is forwarded")
@@ -113,6 +113,31 @@ class ServiceDialect:
     def error_body(self, error: EngineError) -> bytes:
         error.details.setdefault("request_id", g.get("request_id"))
         return msgspec.json.encode(error.body())
+
+
+@attrs.define(eq=False)
+class WithChatId:
+    """Services call an answer `chat-…`, where OpenAI says `chatcmpl-…`."""
+
+    inner: Reply
+    id: str  # without its prefix
+    content_type: str = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.content_type = self.inner.content_type
+
+    def feed(self, chunk: Chunk) -> bytes:
+        return self._named(self.inner.feed(chunk))
+
+    def finish(self, end: ReplyEnd) -> bytes:
+        return self._named(self.inner.finish(end))
+
+    def fail(self, error: EngineError) -> bytes:
+        return self.inner.fail(error)
+
+    def _named(self, data: bytes) -> bytes:
+        """No text of an answer has this in it: a quotation mark within a text is escaped."""
+        return data.replace(f'{{"id":"chatcmpl-{self.id}"'.encode(), f'{{"id":"chat-{self.id}"'.encode())
 
 
 @attrs.define(eq=False)

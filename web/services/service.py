@@ -66,6 +66,11 @@ class Service:
     figures: Figures = attrs.field(factory=Figures)
     _told: str | None = None  # what was logged last
 
+    @property
+    def agent_id(self) -> str:
+        """In a registry of agents, and in the figures of usage."""
+        return self.entry.agent_id or self.name
+
     @classmethod
     def of(cls, name: str, table: ServiceTable, taxonomy: Taxonomy, engine: Engine, port: int) -> Service:
         """The service called `name`. The engine's aliases and its passive mode are the lens's own, not a service's."""
@@ -173,7 +178,7 @@ def agent_definition(service: Service, endpoint: str) -> dict[str, Any]:
             "domain_taxonomy_version": service.taxonomy.domains.version,
         }
     return {
-        "agent_id": entry.agent_id or service.name,
+        "agent_id": service.agent_id,
         "name": entry.agent_name or entry.title,
         "tier": entry.tier,
         "role": entry.role,

@@ -84,6 +84,8 @@ class Page {
     byId("guide-again").addEventListener("click", () => this._lookAgain());
     byId("lanes").addEventListener("click", (event) => this._clickedText(event));
     this.picture.canvas.addEventListener("click", (event) => this.picture.pick(event) && this._picked());
+    const notices = /** @type {HTMLElement} */ (document.querySelector(".banners"));
+    new ResizeObserver(() => document.body.style.setProperty("--banners", `${notices.offsetHeight}px`)).observe(notices);
     this.screens.start();
     this.link.start();
     requestAnimationFrame((now) => this._tick(now));

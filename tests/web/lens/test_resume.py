@@ -7,6 +7,7 @@ from typing import Any
 
 import attrs
 import pytest
+import trio
 
 from actors.clock import EngineClock
 from engine.settings import LensSettings, ResumeSettings, Settings
@@ -201,6 +202,12 @@ async def test_openai_at_an_ollama_goes_on_and_its_tokens_add_up(autojump_clock)
         values = OPENAI_CHAT.values((await api.post(OPENAI_CHAT.path, body)).body)
         assert "".join(OPENAI_CHAT.texts(values)) == "Once upon a"
         assert values[-2]["usage"]["completion_tokens"] == 3  # ours: nobody else counted all of them
+        await trio.sleep(0.5)
+        (seam,) = [event["payload"] for event in client.events("experience.seam")]
+        assert (seam["position"], seam["offset"], seam["model"]) == (2, 9, "m:latest")
+        assert seam["stream_id"].endswith(":0")
+        (end,) = [event["payload"] for event in client.events("experience.session_end")]
+        assert end["totals"]["resumed"] == 1
         tokens = [t for e in client.events("experience.token") for t in e["payload"]["tokens"]]
         assert [(t["position"], t["offset"], t["text"]) for t in tokens] == [
             (0, 0, "Once "),

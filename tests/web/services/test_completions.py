@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import msgspec
 import pytest
 import trio
@@ -38,7 +40,7 @@ async def test_a_chat_in_one_body(autojump_clock):
         answer = await api.post("/chat/completions", CHAT)
         body = answer.json
         assert answer.status == 200
-        assert body["id"].startswith("chat")
+        assert re.fullmatch("chat-[0-9a-f]+", body["id"])
         assert (body["object"], body["model"]) == ("chat.completion", "llama3.1:8b")
         assert isinstance(body["created"], int)
         [choice] = body["choices"]
@@ -51,6 +53,29 @@ async def test_a_chat_in_one_body(autojump_clock):
         assert "x-wf-fallback" not in answer.headers
 
 
+async def test_words_that_look_like_an_id_stay_as_they_are(autojump_clock):
+    said = '{"id":"chatcmpl-1"} chatcmpl-'
+    async with running_service(make_runtime=scripted(Say(said), End())) as api:
+        body = (await api.post("/chat/completions", CHAT)).json
+        assert body["choices"][0]["message"]["content"] == said
+
+
+@pytest.mark.parametrize(
+    ("headers", "agent"),
+    [
+        ({"user-agent": "curl/8.5.0"}, "llm_llama31_8b"),
+        ({"x-wf-agent": "mine"}, "mine"),
+        ({"x-wf-agent": "?"}, "llm_llama31_8b"),
+    ],
+)
+async def test_what_is_asked_counts_for_the_service(autojump_clock, headers, agent):
+    async with running_service(make_runtime=FOUR) as api:
+        for path, asked in (("/chat/completions", CHAT), ("/generate", GENERATE)):
+            assert (await api.post(path, asked, **headers)).status == 200
+        report = await api.engine.ledger.report("agent")
+        assert [(group.key, group.sums.requests, group.sums.cost_nusd) for group in report.groups] == [(agent, 2, 0)]
+
+
 async def test_a_chat_as_a_stream(autojump_clock):
     async with running_service(make_runtime=FOUR) as api:
         answer = await api.post("/chat/completions", CHAT | {"stream": True})
@@ -58,6 +83,8 @@ async def test_a_chat_as_a_stream(autojump_clock):
         assert answer.headers["content-type"].startswith("text/event-stream")
         assert done == b"[DONE]"
         parsed = [msgspec.json.decode(chunk) for chunk in chunks]
+        [answer_id] = {one["id"] for one in parsed}
+        assert re.fullmatch("chat-[0-9a-f]+", answer_id)
         assert {chunk["object"] for chunk in parsed} == {"chat.completion.chunk"}
         assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in parsed) == "It is four."
         assert parsed[-1]["choices"][0]["finish_reason"] == "stop"

@@ -39,11 +39,13 @@ _OWNER: Final = re.compile(r"([0-9a-f]{1,8})-[0-9a-f]{1,8}\.sock$")
 @attrs.frozen
 class ServerSettings:
     """`context_length` tokens for each of `parallel` answers at a time (further ones wait); `threads` 0 leaves the
-    choice to llama.cpp. Memory for the context grows with the product of the first two."""
+    choice to llama.cpp. Memory for the context grows with the product of the first two. `device` is auto (llama.cpp's
+    own choice), cpu or cuda (and nothing else)."""
 
     context_length: int = attrs.field(default=4096, validator=[attrs.validators.ge(128), attrs.validators.le(1 << 20)])
     parallel: int = attrs.field(default=2, validator=[attrs.validators.ge(1), attrs.validators.le(32)])
     threads: int = attrs.field(default=0, validator=[attrs.validators.ge(0), attrs.validators.le(512)])
+    device: str = attrs.field(default="auto", validator=attrs.validators.in_(server.DEVICES))
 
 
 @attrs.define(eq=False)
@@ -131,6 +133,7 @@ class ModelProcess:
             "--context": str(self.context_length),
             "--parallel": str(self.settings.parallel),
             "--threads": str(self.settings.threads),
+            "--device": self.settings.device,
         }
         argv = (sys.executable, "-I", server.__file__, *(f"{name}={value}" for name, value in words.items()))
         return ChildCommand(argv, {"LANG": "C.UTF-8", "PATH": os.defpath}, self.socket.parent)

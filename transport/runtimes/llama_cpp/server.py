@@ -10,6 +10,8 @@ import argparse
 import signal
 from typing import Any, Final
 
+DEVICES: Final = ("auto", "cpu", "cuda")
+ALL_LAYERS: Final = 999  # more than any model has
 ERRORS_ONLY: Final = 1  # from level 4 on llama.cpp writes prompts to its log
 
 
@@ -21,12 +23,19 @@ def configure(params: Any, options: argparse.Namespace) -> Any:
     params.n_parallel = options.parallel
     if options.threads:
         params.cpuparams.n_threads = options.threads
+    if options.device != "auto":
+        params.n_gpu_layers = ALL_LAYERS if options.device == "cuda" else 0
     params.hostnames = [options.socket]
     params.verbosity = ERRORS_ONLY
     params.cache_ram_mib = 0  # else prompts of the past are kept in up to 8 GiB
     params.offline = True
     params.ui = False
     return params
+
+
+def has_cuda(devices: list[Any]) -> bool:
+    """`devices` as llama.cpp lists them."""
+    return any(str(device["name"]).upper().startswith("CUDA") for device in devices)
 
 
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
@@ -37,6 +46,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--context", type=int, required=True)
     parser.add_argument("--parallel", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--device", choices=DEVICES, default="auto")
     return parser.parse_args(argv)
 
 
@@ -45,6 +55,8 @@ def main() -> None:
     import xllamacpp  # type: ignore[import-untyped, unused-ignore]  # an extra: it may not be there
 
     options = parse()
+    if options.device == "cuda" and not has_cuda(xllamacpp.get_device_info()):
+        raise SystemExit("this build of llama.cpp finds no CUDA device here; set device: auto or cpu")
     server = xllamacpp.Server(configure(xllamacpp.CommonParams(), options))  # returns when the model is loaded
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # some releases catch it and go on
     while server.listening_address:  # it serves as long as somebody holds it
