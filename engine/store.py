@@ -4,8 +4,9 @@ All work on it happens in one worker thread at a time, each piece of it one tran
 `synchronous=FULL`), or not done at all, also when the process is killed in between. Only one engine uses the file: the
 lock of the state folder sees to that.
 
-A file that is damaged, also while it is in use, is put aside as `NAME.broken` (one is kept) and a new one is begun. One that a later version of
-the engine wrote is left alone. Where no file can be used, everything is kept in memory, and `problem` says why.
+A file that is damaged, also while it is in use, is put aside as `NAME.broken` (one is kept) and a new one is begun.
+One that a later version of the engine wrote is left alone. Where no file can be used, everything is kept in memory, and
+`problem` says why.
 """
 
 from __future__ import annotations

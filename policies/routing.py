@@ -163,13 +163,15 @@ _WORDS: Final[Mapping[Why, str]] = {
 
 @attrs.frozen
 class Judged:
-    """A candidate, where it comes from, and what became of it; `reason` says it for people."""
+    """A candidate, where it comes from, and what became of it; `reason` says it for people. `agent_model` is what the
+    agent there says that it serves: a stand-in, where the candidate's own model is not here."""
 
     candidate: Candidate
     source: Literal["map", "registry"]
     why: Why
     reason: str
     agent_id: str | None = None
+    agent_model: str | None = None
 
 
 @attrs.frozen
@@ -204,7 +206,8 @@ def decide(table: CapabilityMap, request: RouteRequest, facts: RouteFacts) -> De
             found = True
         else:
             reason = _WORDS[why]
-        judged.append(Judged(candidate, source, why, reason, None if agent is None else agent.agent_id))
+        told = (None, None) if agent is None else (agent.agent_id, agent.model)
+        judged.append(Judged(candidate, source, why, reason, *told))
     return Decision(request, tuple(judged))
 
 

@@ -110,6 +110,8 @@ async def _asked_model(engine: Engine, body: GenerateBody) -> ModelRef:
     if body.models is None:
         if body.mode != "single":
             raise InvalidRequest(f"mode: {body.mode} takes `models`, a list of 2 to 6 names", field="mode")
+        if body.method is not None or body.judge is not None:
+            raise InvalidRequest("method and judge go with `models`; a named council has its own", field="method")
         name = body.model or ""
         return await engine.providers.resolve(name, wants_of(generation_request(body, name)))
     if body.mode == "single":

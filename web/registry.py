@@ -11,16 +11,17 @@ from typing import Annotated, Any, Final, Literal
 
 import attrs
 import msgspec
-from quart import Blueprint, g, request
+from quart import Blueprint, Response, g, request
 
 from actors.registry import EXPIRY_S, HEARTBEAT_S, RegistryHandle
 from engine.domain.agents import AgentCard, AgentEntry, AgentStatus
-from engine.domain.errors import NotFound
+from engine.domain.errors import NotFound, PayloadTooLarge
 from web.schemas import decode
 
 NAME: Final = "registry"
 CAPABILITIES_MAX: Final = 64
 METADATA_MAX: Final = 64
+CARD_BYTES_MAX: Final = 16_384  # of a definition; all of them are told at once
 NOTHING_HERE: Final = (
     "there is nothing at this path; here are /register, /discover, /heartbeat, /deregister and /health"
 )
@@ -68,7 +69,10 @@ def blueprint(handle: RegistryHandle, port: int, uptime_s: Callable[[], float]) 
 
     @routes.post("/register")
     async def register() -> dict[str, Any]:
-        body = decode(await request.get_data(as_text=False), RegisterBody)
+        data = await request.get_data(as_text=False)
+        if len(data) > CARD_BYTES_MAX:
+            raise PayloadTooLarge(f"a definition is larger than {CARD_BYTES_MAX} bytes", limit_bytes=CARD_BYTES_MAX)
+        body = decode(data, RegisterBody)
         fields = msgspec.structs.asdict(body) | {"capabilities": tuple(dict.fromkeys(body.capabilities))}
         entry = await handle.register(AgentCard(**fields))
         return {
@@ -78,9 +82,10 @@ def blueprint(handle: RegistryHandle, port: int, uptime_s: Callable[[], float]) 
         } | _terms()
 
     @routes.post("/discover")
-    async def discover() -> dict[str, Any]:
+    async def discover() -> Response:
         body = decode(await request.get_data(as_text=False) or b"{}", DiscoverBody)
-        return {"agents": [agent_body(entry) for entry in await handle.discover(body.capabilities)]}
+        found = [agent_body(entry) for entry in await handle.discover(body.capabilities)]
+        return Response(msgspec.json.encode({"agents": found}), content_type="application/json")
 
     @routes.post("/heartbeat")
     async def heartbeat() -> dict[str, Any]:

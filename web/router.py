@@ -166,6 +166,7 @@ def route_body(decision: Decision, chosen: Judged, table_hash: str) -> dict[str,
         "model": candidate.model,
         "endpoint": candidate.endpoint,
         "agent_id": chosen.agent_id,
+        "agent_model": chosen.agent_model,
         "cost_per_1k_tokens": 0.0 if candidate.local else None,
         "reason": chosen.reason,
         "fallback_reason": None if decision.fallback is None else decision.judged[0].reason,
@@ -176,8 +177,8 @@ def route_body(decision: Decision, chosen: Judged, table_hash: str) -> dict[str,
 
 def judged_body(one: Judged) -> dict[str, Any]:
     """A candidate, and why it was chosen or passed over."""
-    told = {"source": one.source, "agent_id": one.agent_id, "verdict": one.why.value, "reason": one.reason}
-    return attrs.asdict(one.candidate) | told
+    told = {"source": one.source, "agent_id": one.agent_id, "agent_model": one.agent_model}
+    return attrs.asdict(one.candidate) | told | {"verdict": one.why.value, "reason": one.reason}
 
 
 def logged_body(one: LoggedRoute) -> dict[str, Any]:

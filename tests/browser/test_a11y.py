@@ -21,7 +21,7 @@ SCREENS: Final = ["stream", "stream?evidence=1", "pool", "gateway", "events"]
 
 @pytest.fixture(scope="module")
 def axe(request: pytest.FixtureRequest) -> Path:
-    return installed(request.config.cache) / "axe-core" / "axe.min.js"
+    return installed(request.config) / "axe-core" / "axe.min.js"
 
 
 def violations(page: Page, axe: Path) -> list[str]:

@@ -59,7 +59,10 @@ def test_the_shipped_files_fit():
         assert list(SCHEMAS[f"policies.{name}"].iter_errors(shipped(name).data)) == []
 
 
-@given(st.sampled_from([path for path in leaves(Settings) if path[0] != "policies"]), values)
+CHECKED_ONCE_MERGED = {"policies", "table", "taxonomy"}  # changes to shipped files, whose whole is what must fit
+
+
+@given(st.sampled_from([path for path in leaves(Settings) if not CHECKED_ONCE_MERGED & set(path)]), values)
 @example(("http", "port"), 65_535)
 @example(("http", "port"), 65_536)
 @example(("ws", "stall_s"), 0.1)

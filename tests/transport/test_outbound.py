@@ -4,8 +4,13 @@ outside only that nobody tries to get there."""
 from __future__ import annotations
 
 import ast
+import shutil
 import socket
-from collections.abc import Iterator
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -16,6 +21,7 @@ from trio.testing import memory_stream_pair
 from engine.domain.errors import RuntimeUnavailable
 from policies.egress import Meter, Permit, Purpose
 from transport import outbound
+from transport.runtimes.plain_http import PlainTransport
 from transport.runtimes.upstream import Upstream
 
 ROOT = Path(__file__).parents[2]
@@ -156,6 +162,87 @@ async def test_a_server_without_a_certificate_for_its_name_is_not_spoken_to():
         nursery.cancel_scope.cancel()
     assert heard
     assert b"sk-secret" not in heard
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's side and a client's that trusts it: a certificate of its own for 127.0.0.1 and localhost."""
+    folder, openssl = tmp_path_factory.mktemp("tls"), shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("openssl is needed to make a certificate")
+    command = [
+        openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2",
+        "-subj", "/CN=test", "-addext", "subjectAltName=IP:127.0.0.1,DNS:localhost",
+        "-keyout", str(folder / "key"), "-out", str(folder / "cert"),
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(folder / "cert", folder / "key")
+    return server, ssl.create_default_context(cafile=str(folder / "cert"))
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: 11\r\n\r\n"
+
+
+@asynccontextmanager
+async def tls_server(context: ssl.SSLContext, seen: list[bytes], left: trio.Event) -> AsyncIterator[int]:
+    """Answers every request with three pieces; `left` is set once a client has gone."""
+
+    async def answer(stream: trio.SSLStream) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async with stream:
+                seen.append(bytes(await stream.receive_some()))
+                await stream.send_all(HEAD)
+                for piece in (b"one", b"two", b"three"):
+                    await stream.send_all(piece)
+                await stream.receive_some()
+        left.set()
+
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_ssl_over_tcp_listeners(0, context, host="127.0.0.1", https_compatible=True)
+        nursery.start_soon(trio.serve_listeners, answer, listeners)
+        yield listeners[0].transport_listener.socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+def over_tls(port: int, trust: ssl.SSLContext, host: str = "127.0.0.1") -> Upstream:
+    connect = partial(outbound.connect, host, port, tls=True, trust=trust)
+    return Upstream("x", f"http://{host}:{port}", PlainTransport(connect), {"authorization": "Bearer sk-secret"})
+
+
+async def test_an_answer_over_tls(certificate):
+    server, client = certificate
+    seen: list[bytes] = []
+    async with tls_server(server, seen, trio.Event()) as port:
+        for host in ("127.0.0.1", "localhost"):
+            answer = await over_tls(port, client, host).ask("POST", "/v1/messages", b"{}", timeout_s=5)
+            assert (answer.status, answer.body) == (200, b"onetwothree")
+    assert all(b"POST /v1/messages HTTP/1.1" in head and b"Bearer sk-secret" in head for head in seen)
+
+
+async def test_leaving_closes_a_tls_connection_at_once(certificate):
+    server, client = certificate
+    left = trio.Event()
+    async with tls_server(server, [], left) as port:
+        async with over_tls(port, client).open_stream("POST", "/", head_timeout_s=5) as response:
+            assert (await anext(response)).startswith(b"one")
+            assert not left.is_set()
+        with trio.fail_after(5):
+            await left.wait()
+
+
+async def test_a_certificate_that_nobody_vouches_for_is_none(certificate):
+    server, client = certificate
+    seen: list[bytes] = []
+    async with tls_server(server, seen, trio.Event()) as port:
+        stranger = ssl.create_default_context()
+        with pytest.raises(RuntimeUnavailable, match="certificate"):
+            await over_tls(port, stranger).ask("GET", "/", timeout_s=5)
+        with pytest.raises(RuntimeUnavailable, match="certificate"):  # as every upstream does it
+            await Upstream("x", f"https://127.0.0.1:{port}").ask("GET", "/", timeout_s=5)
+        with pytest.raises(RuntimeUnavailable, match="certificate"):  # one for another name
+            await over_tls(port, client, "127.0.0.2").ask("GET", "/", timeout_s=5)
+    assert seen == []
 
 
 async def _echo(stream: trio.SocketStream) -> None:

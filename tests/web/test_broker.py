@@ -144,9 +144,13 @@ async def test_on_the_lens_a_header_consents(path, autojump_clock):
 
 async def test_headers_of_ours_and_of_a_trace_do_not_leave(autojump_clock):
     async with satellite_rig(openai_answer(["x"])) as rig:
+        body = {"model": "openai/gpt-4o-mini", "messages": [{"role": "user", "content": "x"}], "stream": False}
         headers = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "x-request-id": "mine", "x-wf-agent": "me"}
-        assert (await rig.generate(headers)).status == 200
-        assert not {"traceparent", "x-request-id", "x-wf-agent"} & set(rig.cloud.headers[0])
+        answered = await rig.api.post("/v1/chat/completions", body, **headers, **{"x-wf-broker": "allow"})
+        assert (answered.status, answered.headers["traceparent"][:35]) == (200, f"00-{'a' * 32}")
+        sent = set(rig.cloud.headers[0])
+        assert "authorization" in sent
+        assert not {"traceparent", "x-request-id", "x-wf-agent", "x-wf-broker", "referer"} & sent
 
 
 async def test_a_council_is_of_this_machine(autojump_clock):

@@ -119,7 +119,7 @@ async def test_services_of_the_engine_cannot_be_taken_over(autojump_clock):
         changed(more=1),
         {"agent_id": "x"},
         [],
-        b"[" * 60_000,
+        b"[" * 16_000,
         b"{",
     ],
 )
@@ -141,6 +141,13 @@ async def test_its_own_health(autojump_clock):
         assert (body["status"], body["problem"]) == ("degraded", "the disk is full")
         assert (await http.get("/register")).status == 405
         assert (await http.get("/nothing")).status == 404
+
+
+async def test_a_definition_has_a_bound(autojump_clock):
+    async with serving() as (http, _):
+        answer = await http.post("/register", changed(metadata={f"k{n}": "v" * 500 for n in range(40)}))
+        assert (answer.status, answer.error["code"]) == (413, "PAYLOAD_TOO_LARGE")
+        assert (await http.post("/discover", {})).json["agents"] == []
 
 
 async def test_a_path_that_is_not_there_is_told_what_is(autojump_clock):

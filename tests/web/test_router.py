@@ -61,6 +61,7 @@ async def test_the_local_one_is_chosen_and_the_reasons_are_told(autojump_clock):
         body = answer.json
         assert (body["provider"], body["model"], body["endpoint"]) == ("local", "llama3.1:8b", BIG)
         assert (body["agent_id"], body["cost_per_1k_tokens"], body["fallback_reason"]) == ("agent-0", 0.0, None)
+        assert body["agent_model"] == "m"  # what it says it serves; here it is not the map's
         assert [one["verdict"] for one in body["candidates"]] == ["chosen", "broker_off", "broker_off"]
         assert answer.headers["x-wf-route"] == "map/local"
 

@@ -34,7 +34,7 @@ def imports(name: str, seen: set[str] | None = None) -> set[str]:
 
 
 def test_the_types_in_the_comments_hold(request: pytest.FixtureRequest) -> None:
-    compiler = installed(request.config.cache) / "typescript" / "bin" / "tsc"
+    compiler = installed(request.config) / "typescript" / "bin" / "tsc"
     command = [str(NODE), str(compiler), *OPTIONS, *(str(path) for path in sorted(STATIC.glob("*.js")))]
     found = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S)
     assert found.stdout == ""

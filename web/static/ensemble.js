@@ -26,9 +26,9 @@ export function cue(session) {
 
 /** @param {Session} session */
 function whyDi({ ensemble, active, tokens }) {
-  if (!ensemble) return active || tokens === 0 ? "no member has an energy yet" : "nobody speaks any more";
-  if (ensemble.di === null) return ensemble.reason ? visible(String(ensemble.reason)) : WHY_NO_DI;
-  return `by ${ensemble.di_method}${ensemble.di_stale ? ", held: nothing aligned just now" : ""}`;
+  if (!ensemble) return active || tokens === 0 ? "Nothing yet: no member has an energy" : "Nothing now: nobody speaks any more";
+  if (ensemble.di === null) return `No DI: ${ensemble.reason ? visible(String(ensemble.reason)) : WHY_NO_DI}`;
+  return `DI by ${ensemble.di_method}${ensemble.di_stale ? ", held: nothing aligned just now" : ""}`;
 }
 
 /** @param {unknown} value */
@@ -58,7 +58,7 @@ export class EnsembleCard {
     put(byId("n-di"), fixed(ensemble?.di, 2));
     put(byId("n-gain"), signed(ensemble?.gain));
     put(byId("n-lag"), fixed(ensemble?.sync_latency_ms, 0));
-    put(byId("di-why"), `DI ${whyDi(session)}`);
+    put(byId("di-why"), whyDi(session));
     put(byId("modulated"), `modulated ${fixed(ensemble?.modulated, 2)} · mixture uncertainty ${fixed(ensemble?.mixture_uncertainty, 2)}`);
     this._stack(session);
     this._members(session);
