@@ -160,8 +160,8 @@ class ModelStream:
         return None if end is None else attrs.evolve(end, prompt_tokens_dropped=None)
 
     async def _next(self, items: AsyncIterator[T]) -> T | None:
-        """The next item, None at the end. Once one had to be waited for, nothing is piled up any more; its own gap still
-        holds the time that we were held up."""
+        """The next item, None at the end. Once one had to be waited for, nothing is piled up any more; its own gap
+        still holds the time that we were held up."""
         if not self._behind:
             return await anext(items, None)
         began = trio.current_time()

@@ -98,10 +98,10 @@ class CountedStream(trio.abc.Stream):
 async def _encrypted(
     stream: trio.abc.Stream, host: str, permit: Permit | None, trust: ssl.SSLContext | None
 ) -> trio.abc.Stream:
-    strict = permit is not None and permit.purpose is Purpose.BROKER
-    # Reading all certificates takes 30 ms, once.
-    context = trust or await trio.to_thread.run_sync(_client_context, strict)
-    encrypted = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
+    if trust is None:  # reading all certificates takes 30 ms, once
+        strict = permit is not None and permit.purpose is Purpose.BROKER
+        trust = await trio.to_thread.run_sync(_client_context, strict)
+    encrypted = trio.SSLStream(stream, trust, server_hostname=host, https_compatible=True)
     try:
         await encrypted.do_handshake()
     except trio.BrokenResourceError as error:

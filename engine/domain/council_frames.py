@@ -33,6 +33,7 @@ from engine.domain.energy import EnergySample, Phase
 from engine.domain.ensemble import EnsembleMeter, EnsembleParams, EnsembleReading, EnsembleStep
 from engine.domain.events import Event, StreamReading
 
+
 @attrs.define(eq=False)
 class CouncilState:
     """Of one session. `last` holds its synthesis, told after everything else of it."""

@@ -124,7 +124,8 @@ def optional(schema: str, path: tuple[str | int, ...]) -> bool:
     """Fields that need not be there: of requests, those with a default; of answers, these."""
     if schema in COMMANDS or schema.endswith(".request"):
         return path[-1] not in DOCUMENTS[schema].get("required", ())
-    of_a_map = path[-2:-1] in (("text",), ("ended",), ("weights",), ("positions",), ("numbers",)) or (schema, path[:-1]) == ("stats", ("models",))
+    of_a_map = path[-2:-1] and path[-2] in ("text", "ended", "weights", "positions", "numbers")
+    of_a_map = of_a_map or (schema, path[:-1]) == ("stats", ("models",))
     return of_a_map or path[-1] == "top" or path[-2:] == ("payload", "id")
 
 

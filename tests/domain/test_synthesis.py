@@ -28,6 +28,7 @@ BLUE = "Because the air scatters blue light more strongly than red light."
 BLUER = "Because the air scatters blue light much more strongly than red."
 BANANA = "Bananas have always been this way, ask anybody."
 
+
 def plain(report):
     return json.loads(msgspec.json.encode(report))
 

@@ -58,9 +58,12 @@ def test_a_tracestate_goes_on_whole_or_not_at_all(state, kept):
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_whatever_goes_on_can_stand_in_a_header(parent, state):
     for value in trace_of(parent, state, OURS).onward("").values():
-        assert value.isascii() and value.isprintable()
+        assert value.isascii()
+        assert value.isprintable()
     kept = trace_of(PARENT, state, OURS).tracestate
-    assert kept.isascii() and (not kept or kept.isprintable()) and len(kept) <= TRACESTATE_CHARS_MAX
+    assert kept.isascii()
+    assert not kept or kept.isprintable()
+    assert len(kept) <= TRACESTATE_CHARS_MAX
 
 
 def test_the_requests_id_goes_on_without_a_trace_too():
