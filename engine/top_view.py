@@ -1,99 +1,485 @@
-"""What `wf top` draws, with rich. Numbers are the engine's own; an unknown one is a dash."""
+"""What `wf top` shows: a pure fold of frames into a picture, and the picture as lines of a terminal.
+
+A picture holds the engine's own numbers, nothing smoothed; what was not measured is None there and a dash on the
+screen. No text of an answer is kept. rich is imported only where lines become a terminal's bytes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+import io
+import unicodedata
+from collections.abc import Iterable, Sequence
+from typing import Any, Final
 
-from rich.console import Group, RenderableType
-from rich.panel import Panel
-from rich.table import Table
-from rich.text import Text
+import attrs
+import msgspec
 
-from engine.console import harmless
-from engine.top_state import Session, Stream, TopState
+from engine.console import HARMFUL, harmless, size
 
-GLYPHS: Final = "●▲■◆✚★"
-COLOURS: Final = ("#74B6FF", "#CF9430", "#66EBB0", "#F6EC72", "#EE6FC0", "#DE6350")
-CELLS: Final = "▁▂▃▄▅▆▇█"
-GOLD, VIOLET, DANGER, MUTED = "#FFD479", "#B7A4FF", "#FF7A85", "grey62"
+SESSIONS_MAX: Final = 256  # kept; the oldest make room, `forgotten` counts them
+ENDED_MAX: Final = 4  # shown of those that are over
+MODELS_MAX: Final = 256
+WORDS_MAX: Final = 400  # characters of an error
+COUNCIL_MODES: Final = ("council", "turbo")
+NOBODY: Final = "no member has an energy"
 NONE: Final = "—"
-KEYS: Final = "q quit · Esc stop this session · 1–6 one stream, 0 all · p pause"
+KEYS: Final = "q quit · ↑↓ select · s stop the selected session"
+GOLD, VIOLET, DANGER, MUTED, BOLD = "#FFD479", "#B7A4FF", "#FF7A85", "grey62", "bold"
+EIGHTHS: Final = " ▏▎▍▌▋▊▉"
 
 
-def picture(state: TopState, *, solo: int = -1, paused: bool = False, note: str = "") -> RenderableType:
-    """The whole screen; `solo` is the place of the only stream to show, −1 for all."""
-    session = state.shown
-    parts: list[RenderableType] = [_head(state)]
-    if session is None:
-        parts.append(Text("Nothing is running. Ask something with `wf run`, on the page or from any program.", MUTED))
-    else:
-        parts += [_about(session), _streams(session, solo)]
-    if state.events:
-        parts.append(Panel(Group(*_events(state)), title="events", title_align="left", border_style="grey35"))
-    parts.append(Text(("PAUSED · " if paused else "") + (f"{harmless(note)} · " if note else "") + KEYS, MUTED))
-    return Group(*parts)
+# ── what comes: the fields of messages that are used ──
 
 
-def _head(state: TopState) -> Text:
-    head = Text.assemble(("WF Engine ", "bold"), state.version, (f"  tier {state.tier or NONE}", MUTED))
-    head.append(f"  {state.running} running  frame {max(state.frame, 0)}  missed {state.missed}", MUTED)
-    if state.perf is not None and state.perf.degrade:
-        head.append(f"  degraded, level {state.perf.degrade}", GOLD)
-    return head
+class Stream(msgspec.Struct):
+    stream_id: str
+    model: str
+    state: str | None = None
+    energy: float | None = None
+    tps: float | None = None
+    delta_ms: float | None = None
+    silence_ms: float | None = None
+    stall: bool = False
+    tokens: int | None = None
+    certainty: float | None = None
 
 
-def _about(session: Session) -> Text:
-    line = Text.assemble(f"session {session.id[:8]}", (f"  from {session.origin or NONE}", MUTED))
-    if session.synthetic:
-        line.append("  SYNTHETIC", f"bold {GOLD}")
-    if session.ended is not None:
-        line.append(f"  {session.ended}", MUTED)
-    if (ensemble := session.ensemble) is not None:
-        line.append(f"  E ensemble {ensemble.energy:.2f}")
-        line.append(f"  DI {figure(ensemble.di, '.2f')}", VIOLET)
-        line.append(f"  gain {figure(ensemble.gain, '+.3f')}  lag {figure(ensemble.sync_latency_ms, '.0f')} ms", MUTED)
-    if session.cue:
-        line.append(f"  {session.cue}", f"bold {GOLD if session.cue == 'RESONANCE' else VIOLET}")
-    return line
+class Ensemble(msgspec.Struct):
+    energy: float | None
+    di: float | None
+    reason: str | None = None
+    gain: float | None = None
+    sync_latency_ms: float | None = None
 
 
-def _streams(session: Session, solo: int) -> Table:
-    table = Table(box=None, padding=(0, 1), header_style=MUTED, expand=False)
-    table.add_column("model", no_wrap=True)
-    for name in ("E", "", "tok/s", "TTFT ms", "Δt ms", "H bit", "tokens"):
-        table.add_column(name, justify="left" if name == "" else "right", no_wrap=True)
-    table.add_column("state", no_wrap=True)
-    for place, (id_, stream) in enumerate(session.streams.items()):
-        if solo < 0 or solo == place:
-            table.add_row(*_row(session, place, id_, stream))
-    return table
+class Energy(msgspec.Struct):
+    streams: list[Stream]
+    ensemble: Ensemble | None = None
 
 
-def _row(session: Session, place: int, id_: str, stream: Stream) -> Iterable[Text]:
-    colour = COLOURS[place % len(COLOURS)]
-    silent = f" {stream.silence_ms:.0f} ms" if stream.stall else ""
-    yield Text(f"{GLYPHS[place % len(GLYPHS)]} {harmless(stream.model)}", colour)
-    yield Text(figure(stream.energy, ".2f"))
-    yield Text(trace(session.traces.get(id_, ())), colour)
-    yield Text(figure(stream.tps if stream.tokens > 1 else None, ".1f"))
-    yield Text(figure(session.ttft_ms.get(id_), ".0f"))
-    yield Text(figure(stream.delta_ms, ".1f"))
-    yield Text(figure(stream.entropy_bits, ".2f"))
-    yield Text(str(stream.tokens))
-    yield Text(stream.state.lower() + silent, DANGER if stream.stall else MUTED)
+class Problem(msgspec.Struct):
+    code: str = ""
+    message: str = ""
 
 
-def _events(state: TopState) -> Iterable[Text]:
-    for at_ms, words in state.events:
-        yield Text(f"{at_ms / 1000:9.3f} s  {harmless(words)}", MUTED, no_wrap=True, overflow="ellipsis")
+class Totals(msgspec.Struct):
+    tokens: int | None = None
 
 
-def trace(energies: Iterable[float | None]) -> str:
-    """E over time, a cell each; a gap where it was not measured."""
-    top = len(CELLS) - 1
-    return "".join(" " if e is None else CELLS[round(min(1.0, max(0.0, e)) * top)] for e in energies)
+class End(msgspec.Struct):
+    reason: str
+    error: Problem | None = None
+    totals: Totals | None = None
+    ttft_ms: float | None = None
 
 
-def figure(value: float | None, form: str) -> str:
-    return NONE if value is None else format(value, form)
+class Start(msgspec.Struct):
+    streams: list[Stream] = []
+    mode: str = ""
+    origin: str | None = None
+    synthetic: bool | None = None
+
+
+class Known(msgspec.Struct):
+    """A session in `system.state_snapshot`; its text is skipped."""
+
+    session_id: str
+    streams: list[Stream] = []
+    origin: str | None = None
+    synthetic: bool | None = None
+    ttft_ms: float | None = None
+    tokens: int | None = None
+    last_energy: Energy | None = None
+    end: End | None = None
+
+
+class Snapshot(msgspec.Struct):
+    sessions: list[Known]
+
+
+class ModelTold(msgspec.Struct):
+    """`experience.model`, and a row of `GET /models`."""
+
+    model: str = ""
+    name: str = ""
+    state: str = ""
+    resident_bytes: int | None = None
+    progress: float | None = None
+    position: int | None = None
+    reason: str | None = None
+
+
+class Member(msgspec.Struct):
+    """`council.model_end`, `council.model_error`."""
+
+    stream_id: str
+    ttft_ms: float | None = None
+    error: Problem | None = None
+
+
+class Cue(msgspec.Struct):
+    phase: str = ""
+    pattern: str = ""
+
+
+class System(msgspec.Struct):
+    """hello, heartbeat, degrade and error: what each of them has of these."""
+
+    version: str | None = None
+    tier: str | None = None
+    fps: float | None = None
+    uptime_ms: float | None = None
+    code: str = ""
+    message: str = ""
+
+
+class Perf(msgspec.Struct):
+    lateness_ms: float
+    degrade: int
+
+
+class Event(msgspec.Struct):
+    type: str
+    payload: msgspec.Raw
+    session_id: str | None = None
+
+
+class Frame(msgspec.Struct):
+    mono_ms: float
+    events: list[Event]
+    frame: int | None = None
+    perf: Perf | None = None
+
+
+class Counted(msgspec.Struct):
+    frames_missed: int | None = None
+    bytes_out: int | None = None
+
+
+class Stats(msgspec.Struct):
+    system: Counted
+
+
+class Models(msgspec.Struct):
+    models: list[ModelTold]
+
+
+# ── what is shown ──
+
+
+@attrs.frozen
+class StreamPicture:
+    model: str
+    state: str | None
+    energy: float | None
+    tps: float | None
+    delta_ms: float | None
+    silence_ms: float | None
+    stall: bool
+    certainty: float | None
+    tokens: int | None
+    ttft_ms: float | None
+
+
+@attrs.frozen
+class CouncilPicture:
+    """`di` is None for `di_reason`. `cue` is the engine's: RESONANCE, INTERFERENCE, CONSTRUCTIVE or none."""
+
+    energy: float | None
+    di: float | None
+    di_reason: str | None
+    gain: float | None
+    sync_latency_ms: float | None
+    cue: str | None
+
+
+@attrs.frozen
+class SessionPicture:
+    """`ended` is the reason of its end, None while it runs. `ttft_ms` is the first token of any of its streams."""
+
+    session_id: str
+    origin: str | None
+    synthetic: bool | None
+    ended: str | None
+    ttft_ms: float | None
+    tokens: int | None
+    council: CouncilPicture | None
+    streams: tuple[StreamPicture, ...]
+
+
+@attrs.frozen
+class ModelPicture:
+    name: str
+    state: str
+    resident_bytes: int | None
+    progress: float | None
+    reason: str | None
+
+
+@attrs.frozen
+class EnginePicture:
+    version: str | None
+    tier: str | None
+    frame: int | None
+    fps: float | None
+    lateness_ms: float | None
+    missed: int | None
+    degrade: int | None
+    bytes_out: int | None
+    uptime_ms: float | None
+
+
+@attrs.frozen
+class ErrorPicture:
+    at_ms: float
+    session_id: str | None
+    code: str
+    message: str
+
+
+@attrs.frozen
+class Picture:
+    """`models` is None until the engine has been asked. `forgotten` sessions were too many, `bad` messages no frames."""
+
+    engine: EnginePicture
+    sessions: tuple[SessionPicture, ...]
+    models: tuple[ModelPicture, ...] | None
+    last_error: ErrorPicture | None
+    forgotten: int
+    bad: int
+
+
+# ── the fold ──
+
+
+@attrs.define(eq=False)
+class _Session:
+    streams: dict[str, Stream] = attrs.field(factory=dict)
+    ttft_of: dict[str, float | None] = attrs.field(factory=dict)  # by stream, of members that have ended
+    waits: dict[str, ModelTold] = attrs.field(factory=dict)  # by model, as told within this session
+    known: Known | None = None
+    origin: str | None = None
+    synthetic: bool | None = None
+    council: bool = False
+    ensemble: Ensemble | None = None
+    resonance: bool = False
+    pattern: str = ""
+    ttft_ms: float | None = None
+    ttft_asked: bool = False
+    tokens: int | None = None
+    ended: str | None = None
+
+    def measured(self, energy: Energy) -> None:
+        self.ensemble = energy.ensemble
+        self.streams.update((stream.stream_id, stream) for stream in energy.streams)
+        counts = [stream.tokens for stream in self.streams.values() if stream.tokens is not None]
+        self.tokens = sum(counts) if counts else None
+
+    def closed(self, end: End) -> None:
+        self.ended, self.resonance, self.pattern = end.reason, False, ""
+        self.ttft_ms = end.ttft_ms
+        if end.totals is not None:
+            self.tokens = end.totals.tokens
+
+
+@attrs.define(eq=False)
+class TopFold:
+    """Frames in, a picture out. `take` never raises: what is not a frame is counted."""
+
+    ready: bool = False  # the snapshot and a frame are here
+    bad: int = 0
+    forgotten: int = 0
+    _sessions: dict[str, _Session] = attrs.field(factory=dict)
+    _models: dict[str, ModelTold] | None = None
+    _system: System = attrs.field(factory=System)
+    _perf: Perf | None = None
+    _frame: int | None = None
+    _counted: Counted = attrs.field(factory=Counted)
+    _error: ErrorPicture | None = None
+    _synced: bool = False
+
+    def take(self, message: bytes | str) -> None:
+        """One message of the WebSocket."""
+        try:
+            frame = msgspec.json.decode(message, type=Frame)
+            for event in frame.events:
+                self._event(event, frame.mono_ms)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            self.bad += 1
+            return
+        self._perf = frame.perf or self._perf
+        if frame.frame is not None:
+            self._frame = frame.frame
+            self.ready = self._synced
+
+    def polled(self, stats: Any, models: Any) -> None:
+        """Bodies of `GET /stats` and `GET /models`: what frames do not carry."""
+        try:
+            counted, listed = msgspec.convert(stats, Stats).system, msgspec.convert(models, Models).models
+        except msgspec.ValidationError:
+            self.bad += 1
+            return
+        self._counted = counted
+        self._models = {model.name: model for model in listed[:MODELS_MAX]}
+
+    def unpolled(self) -> None:
+        """They were not answered; what is not known any more is not shown."""
+        self._counted, self._models = Counted(), None
+
+    def asks_for_snapshot(self) -> bool:
+        """Once for each session that has tokens and whose time to first token is not known: a snapshot has it."""
+        unknown = [
+            s for s in self._sessions.values() if s.tokens and s.ttft_ms is None and not s.ended and not s.ttft_asked
+        ]
+        for session in unknown:
+            session.ttft_asked = True
+        return bool(unknown)
+
+    def _event(self, event: Event, now_ms: float) -> None:
+        def payload(type_: type[Any]) -> Any:
+            return msgspec.json.decode(event.payload, type=type_)
+
+        match event.type:
+            case "system.state_snapshot":
+                self._snapshot(payload(Snapshot), now_ms)
+            case "system.hello" | "system.heartbeat":
+                told = {name: value for name, value in msgspec.structs.asdict(payload(System)).items() if value}
+                self._system = msgspec.structs.replace(self._system, **told)
+            case "system.error":
+                self._failed(payload(System), None, now_ms)
+            case "experience.model":
+                self._model(payload(ModelTold), event.session_id, now_ms)
+            case _ if event.session_id:
+                self._of_session(event.type, payload, self._session(event.session_id), event.session_id, now_ms)
+
+    def _of_session(self, type_: str, payload: Any, session: _Session, id_: str, now_ms: float) -> None:
+        match type_:
+            case "energy.update":
+                session.measured(payload(Energy))
+            case "experience.session_start":
+                start: Start = payload(Start)
+                session.origin, session.synthetic = start.origin, start.synthetic
+                session.council = start.mode in COUNCIL_MODES
+                session.streams = {stream.stream_id: stream for stream in start.streams}
+            case "experience.session_end":
+                end: End = payload(End)
+                session.closed(end)
+                self._failed(end.error, id_, now_ms)
+            case "council.formed":
+                session.council = True
+            case "council.model_end" | "council.model_error":
+                member: Member = payload(Member)
+                session.ttft_of[member.stream_id] = member.ttft_ms
+                self._failed(member.error, id_, now_ms)
+            case "council.resonance":
+                session.resonance = payload(Cue).phase == "start"
+            case "council.interference":
+                session.pattern = payload(Cue).pattern
+
+    def _snapshot(self, snapshot: Snapshot, now_ms: float) -> None:
+        """What it does not name is gone; what it names keeps what only events told."""
+        self._synced = True
+        self._sessions = {known.session_id: self._sessions.get(known.session_id, _Session()) for known in snapshot.sessions}
+        for known in snapshot.sessions:
+            session = self._session(known.session_id)
+            session.origin, session.synthetic, session.ttft_ms = known.origin, known.synthetic, known.ttft_ms
+            session.council = session.council or len(known.streams) > 1
+            session.streams = {s.stream_id: session.streams.get(s.stream_id, s) for s in known.streams}
+            session.tokens = known.tokens
+            if known.last_energy is not None:
+                session.measured(known.last_energy)
+            if known.end is not None:
+                session.closed(known.end)
+        self._bound()
+
+    def _model(self, told: ModelTold, session_id: str | None, now_ms: float) -> None:
+        if session_id:
+            self._session(session_id).waits[told.model] = told
+        if self._models is not None and (told.model in self._models or len(self._models) < MODELS_MAX):
+            before = self._models.get(told.model, ModelTold(name=told.model))
+            self._models[told.model] = msgspec.structs.replace(
+                before, state=told.state, progress=told.progress, position=told.position, reason=told.reason
+            )
+        if told.state == "failed":
+            self._failed(Problem("failed", f"{told.model}: {told.reason or 'no reason given'}"), session_id, now_ms)
+
+    def _failed(self, problem: Problem | System | None, session_id: str | None, now_ms: float) -> None:
+        if problem is not None:
+            self._error = ErrorPicture(now_ms, session_id, problem.code[:WORDS_MAX], problem.message[:WORDS_MAX])
+
+    def _session(self, session_id: str) -> _Session:
+        session = self._sessions.setdefault(session_id, _Session())
+        self._bound()
+        return session
+
+    def _bound(self) -> None:
+        while len(self._sessions) > SESSIONS_MAX:
+            over = next((id_ for id_, session in self._sessions.items() if session.ended), next(iter(self._sessions)))
+            del self._sessions[over]
+            self.forgotten += 1
+
+    def picture(self) -> Picture:
+        """Running sessions first, then the last ones that ended; the newest first in both."""
+        newest = [_session_picture(id_, session) for id_, session in reversed(self._sessions.items())]
+        running, ended = [s for s in newest if s.ended is None], [s for s in newest if s.ended is not None]
+        perf, told, counted = self._perf, self._system, self._counted
+        engine = EnginePicture(
+            told.version, told.tier, self._frame, told.fps, perf.lateness_ms if perf else None, counted.frames_missed,
+            perf.degrade if perf else None, counted.bytes_out, told.uptime_ms,
+        )  # fmt: skip
+        return Picture(
+            engine, tuple(running + ended[:ENDED_MAX]), self._in_memory(), self._error, self.forgotten, self.bad
+        )
+
+    def _in_memory(self) -> tuple[ModelPicture, ...] | None:
+        if self._models is None:
+            return None
+        return tuple(
+            ModelPicture(model.name, model.state, model.resident_bytes, model.progress, model.reason)
+            for model in self._models.values()
+            if model.resident_bytes or model.state not in ("absent", "evicted")
+        )
+
+
+def _session_picture(id_: str, session: _Session) -> SessionPicture:
+    alone = session.ttft_ms if len(session.streams) == 1 else None
+    streams = tuple(_stream_picture(s, session, session.ttft_of.get(key, alone)) for key, s in session.streams.items())
+    return SessionPicture(
+        id_, session.origin, session.synthetic, session.ended, session.ttft_ms, session.tokens, _council(session), streams
+    )
+
+
+def _stream_picture(stream: Stream, session: _Session, ttft_ms: float | None) -> StreamPicture:
+    wait, state = session.waits.get(stream.model), stream.state and stream.state.lower()
+    if wait is not None and not stream.tokens and wait.state in ("queued", "pulling", "loading", "failed"):
+        state = wait.state + (f" {wait.progress:.0%}" if wait.progress is not None else "")
+        state += f" {wait.position}." if wait.position is not None else ""
+    tps = stream.tps if stream.tokens and stream.tokens > 1 else None  # a pace takes two tokens
+    return StreamPicture(
+        stream.model, state, stream.energy, tps, stream.delta_ms, stream.silence_ms, stream.stall, stream.certainty,
+        stream.tokens, ttft_ms,
+    )  # fmt: skip
+
+
+def _council(session: _Session) -> CouncilPicture | None:
+    if not session.council:
+        return None
+    cue = {"destructive": "INTERFERENCE", "constructive": "CONSTRUCTIVE"}.get(session.pattern)
+    cue = "RESONANCE" if session.resonance else cue
+    if (found := session.ensemble) is None:
+        return CouncilPicture(None, None, NOBODY, None, None, cue)
+    reason = (found.reason or "no reason given") if found.di is None else None
+    return CouncilPicture(found.energy, found.di, reason, found.gain, found.sync_latency_ms, cue)
+
+
+def as_json(picture: Picture) -> bytes:
+    """The picture for programs. What could command a terminal is escaped, which says the same in JSON."""
+    text = msgspec.json.format(msgspec.json.encode(picture), indent=2).decode()
+    return "".join(_escaped(ch) for ch in text).encode()
+
+
+def _escaped(ch: str) -> str:
+    if ch.isascii() and ch.isprintable() or ch == "\n" or unicodedata.category(ch) not in HARMFUL:
+        return ch
+    units = ch.encode("utf-16-be")
+    return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))

@@ -7,6 +7,8 @@ sent.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hmac
 import re
 from collections.abc import Iterable
@@ -28,6 +30,8 @@ HTTP_DEFAULT_PORT: Final = 80  # clients leave it out of Host and Origin
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS"})
 OWN_SITE: Final = frozenset({"same-origin", "none"})
 TOKEN_HEADER: Final = "x-wf-token"
+FRAMES_PROTOCOL: Final = "wf.frames"  # the one subprotocol there is
+TOKEN_PROTOCOL: Final = "wf.token."  # before the token, beside it
 
 _WITH_PORT: Final = re.compile(r"(\[[^\]]*\]|[^:\[\]]+):\d+")  # name:port or [v6]:port
 _not_empty: Final[Any] = attrs.validators.min_len(1)  # an empty secret would match an empty header
@@ -130,11 +134,33 @@ def _check_key(rules: AccessRules, head: RequestHead) -> EngineError | None:
     offered = head.values("x-api-key")
     for value in head.values("authorization"):
         scheme, _, credentials = value.partition(" ")
-        if scheme.lower() == "bearer":
-            offered.append(credentials.strip())
-    if _matches(offered, rules.api_keys):
+        match scheme.lower():
+            case "bearer":
+                offered.append(credentials.strip())
+            case "basic":
+                offered += _password(credentials)
+    if _matches(offered, rules.api_keys) or _matches(_page_tokens(head), (rules.token,)):
         return None
-    return Unauthorized("an API key is needed: `authorization: Bearer KEY` or `x-api-key: KEY`")
+    return Unauthorized(
+        "an API key is needed: `authorization: Bearer KEY` or `x-api-key: KEY`; in a browser it is the password, with any "
+        "name"
+    )
+
+
+def _password(credentials: str) -> list[str]:
+    """Of Basic credentials (RFC 7617): what a browser asks its user for. Nothing when they are malformed."""
+    try:
+        _, colon, password = base64.b64decode(credentials.strip(), validate=True).decode("latin-1").partition(":")
+    except (binascii.Error, ValueError):
+        return []
+    return [password] if colon else []
+
+
+def _page_tokens(head: RequestHead) -> list[str]:
+    """Tokens of this start among the subprotocols of an upgrade: a page can send no other header with a WebSocket, and
+    it was told the token when it loaded, with its key."""
+    offered = [name.strip() for value in head.values("sec-websocket-protocol") for name in value.split(",")]
+    return [name.removeprefix(TOKEN_PROTOCOL) for name in offered if name.startswith(TOKEN_PROTOCOL)]
 
 
 def _check_content_type(head: RequestHead) -> EngineError | None:

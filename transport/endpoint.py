@@ -25,7 +25,7 @@ from trio_websocket import ConnectionClosed, WebSocketConnection, wrap_server_st
 from actors.frame_client import Sink
 from actors.frame_history import Since, parse_since
 from engine.domain.errors import EngineError, InvalidRequest, NotFound, Overloaded
-from policies.access import AccessRules, RequestHead, check
+from policies.access import FRAMES_PROTOCOL, AccessRules, RequestHead, check
 from transport.listen import Acceptor, DeadlineStream, ListenCounters, ListenLimits
 from transport.push_stream import PushStream
 from transport.wire.frames import SCHEMA_VERSION
@@ -224,7 +224,8 @@ class FrameEndpoint:
             push.on_release = opening.cancel  # the library tells nobody that it gave up
             try:
                 request = await wrap_server_stream(nursery, push, max_message_size=self.limits.message_bytes_max)
-                return await request.accept()
+                chosen = FRAMES_PROTOCOL if FRAMES_PROTOCOL in request.proposed_subprotocols else None
+                return await request.accept(subprotocol=chosen)
             except ConnectionClosed:
                 return None
         self.counters.count_refused(408 if trio.current_time() >= deadline else 400)

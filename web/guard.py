@@ -378,7 +378,7 @@ def error_response(error: EngineError, request_id: str) -> tuple[Headers, bytes]
         (b"x-request-id", request_id.encode("ascii")),
     ]
     if error.status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
+        headers.append((b"www-authenticate", b'Basic realm="WF Engine: the password is an API key"'))
     if "retry_after_s" in error.details:
         headers.append((b"retry-after", str(error.details["retry_after_s"]).encode("ascii")))
     return headers, body

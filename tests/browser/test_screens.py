@@ -95,6 +95,47 @@ def test_without_a_ledger_there_is_no_gateway(blank: Page) -> None:
     expect(blank.locator("#screen-stream")).to_be_visible()
 
 
+BROKER = {
+    "mode": "disabled", "available": True, "provider": None, "bytes_out": 0, "calls": 0, "failed": 0, "refused": {},
+    "calls_last_hour": 0, "context": "question", "spent": {"tokens": 0, "usd": 0.0},
+    "limits": {"calls_per_hour": 100, "daily_tokens": 200_000, "daily_usd": 1.0, "first_token_s": 5, "call_max_s": 10},
+    "providers": [{"name": "far", "host": "api.example.com", "models": ["x"], "key": True, "reason": None}],
+}  # fmt: skip
+
+
+def test_turning_the_broker_on_names_who_gets_what_and_asks(blank: Page) -> None:
+    asked: list[tuple[Any, str | None]] = []
+
+    def broker(route: Route) -> None:
+        body = dict(BROKER)
+        if route.request.method == "POST":
+            asked.append((route.request.post_data_json, route.request.headers.get("x-wf-token")))
+            body |= {"mode": asked[-1][0]["mode"], "bytes_out": 2_000}
+        route.fulfill(json=body)
+
+    blank.route("**/broker", broker)
+    with blank.expect_response("**/api/bootstrap") as bootstrap:
+        blank.goto("/#/gateway")
+    expect(blank.locator("#local")).to_have_text("Local only · 0 B out")
+    blank.select_option("#broker-mode", "fallback")
+    expect(blank.locator("#consent-who")).to_contain_text("far (api.example.com)")
+    expect(blank.locator("#consent-what")).to_contain_text("the last question")
+    expect(blank.locator("#consent-price")).to_contain_text("$1.00 a day")
+    blank.get_by_role("button", name="Keep everything here").click()
+    expect(blank.locator("#broker-mode")).to_have_value("disabled")
+    assert asked == []
+    blank.select_option("#broker-mode", "fallback")
+    blank.get_by_role("button", name="Switch it on").click()
+    expect(blank.locator("#g-bytes-out")).to_have_text("2 kB")
+    assert asked == [({"mode": "fallback"}, bootstrap.value.json()["token"])]
+
+
+def test_a_tier_without_a_broker_cannot_switch_it(page: Page) -> None:
+    page.click("#nav-gateway")
+    expect(page.locator("#broker-mode")).to_be_disabled()
+    expect(page.locator("#broker-why")).to_contain_text("everything is answered here")
+
+
 # ── events ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

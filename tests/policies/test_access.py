@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import base64
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -169,6 +171,29 @@ def test_without_keys_the_authorization_header_is_ignored():
 def test_with_keys_every_request_needs_one(header, expected, method):
     assert verdict(HOST, header, method=method, rules=KEYED) == expected
     assert verdict(HOST, method=method, rules=KEYED) == "401 UNAUTHORIZED"
+
+
+def basic(text):
+    return ("authorization", "Basic " + base64.b64encode(text.encode()).decode())
+
+
+@pytest.mark.parametrize(
+    ("header", "let_in"),
+    [
+        (basic("anybody:first-key"), True),
+        (basic(":second-kéy"), True),
+        (basic("first-key:"), False),
+        (basic("first-key"), False),
+        (("authorization", "Basic not base64!"), False),
+        (("authorization", "Basic"), False),
+        (("sec-websocket-protocol", "wf.frames, wf.token.t0ken"), True),
+        (("sec-websocket-protocol", "wf.token.first-key"), False),
+        (("sec-websocket-protocol", "wf.token."), False),
+        (("sec-websocket-protocol", "t0ken"), False),
+    ],
+)
+def test_a_browser_shows_its_key_as_a_password_and_its_page_the_token(header, let_in):
+    assert verdict(HOST, header, rules=KEYED) == ("ok" if let_in else "401 UNAUTHORIZED")
 
 
 def test_a_key_opens_no_door_that_host_or_origin_closed():

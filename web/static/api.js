@@ -6,7 +6,7 @@ const TIMEOUT_MS = 10_000;
 const STOP_TIMEOUT_MS = 30_000; // /stop answers when the runtime's connection is closed
 
 /**
- * @typedef {{ws_url: string, version: string, schema_version: string, boot: string, tier: string, limits?: Record<string, any>}} Bootstrap
+ * @typedef {{ws_url: string, version: string, schema_version: string, boot: string, tier: string, token: string, limits?: Record<string, any>}} Bootstrap
  * @typedef {{name: string, runtime: string, state?: string, capabilities?: string[], details?: Record<string, any>,
  *   size_bytes?: number, resident_bytes?: number, last_used?: string|null, tps?: number|null, ttft_ms?: number|null, pinned?: boolean}} Model
  * @typedef {{ram_total_bytes: number, ram_budget_bytes: number, vram_budget_bytes: number|null, used_bytes: number}} Memory
@@ -15,6 +15,9 @@ const STOP_TIMEOUT_MS = 30_000; // /stop answers when the runtime's connection i
  * @typedef {{name: string, kind: string, url: string|null, local: boolean, up: boolean|null, reason: string|null}} RuntimeState
  * @typedef {{runtimes: RuntimeState[], state?: string, next?: string|null, suggested_model?: string|null, remote?: boolean}} Health
  * @typedef {{models: Model[], memory?: Memory, tier?: string, virtual?: {name: string, members: string[]}[], pulls?: {name: string, status: string, progress: number|null}[]}} Listing
+ * @typedef {{mode: string, available: boolean, bytes_out: number, calls: number, failed: number, calls_last_hour: number,
+ *   context: string, spent: {tokens: number, usd: number}, limits: {calls_per_hour: number, daily_tokens: number, daily_usd: number},
+ *   providers: {name: string, host: string, key: boolean, reason: string|null, models: string[]}[]}} BrokerState
  * @typedef {{status: string, completed?: number, total?: number}} PullStep
  */
 
@@ -30,15 +33,15 @@ export class ApiError extends Error {
 
 /**
  * @param {string} path
- * @param {{body?: object, timeoutMs?: number, signal?: AbortSignal}} [options] a body makes it a POST; a signal replaces the time-out
+ * @param {{body?: object, timeoutMs?: number, signal?: AbortSignal, token?: string}} [options] a body makes it a POST; a signal replaces the time-out
  * @returns {Promise<Response>} with a good status; throws ApiError
  */
-async function send(path, { body, timeoutMs = TIMEOUT_MS, signal } = {}) {
+async function send(path, { body, timeoutMs = TIMEOUT_MS, signal, token } = {}) {
   /** @type {RequestInit} */
   const request = { signal: signal ?? AbortSignal.timeout(timeoutMs), cache: "no-store" };
   if (body !== undefined) {
     request.method = "POST";
-    request.headers = { "content-type": "application/json" };
+    request.headers = token ? { "content-type": "application/json", "x-wf-token": token } : { "content-type": "application/json" };
     request.body = JSON.stringify(body);
   }
   let response;
@@ -103,6 +106,12 @@ export const why = (name) => call(`/models/${name.split("/").map(encodeURICompon
 
 /** @param {string} by model, agent or day @returns {Promise<any>} */
 export const usage = (by) => call(`/usage?by=${by}`);
+
+/** @returns {Promise<BrokerState>} */
+export const broker = () => call("/broker");
+
+/** @param {string} mode @param {string} token of this start @returns {Promise<BrokerState>} */
+export const switchBroker = (mode, token) => call("/broker", { body: { mode }, token });
 
 /** @returns {Promise<any>} */
 export const stats = () => call("/stats");

@@ -1,6 +1,7 @@
 /** Puts the page together: messages go into the store, one animation frame draws, numbers follow at 10 Hz. */
 
 import { idle, showAnswer } from "./answer.js";
+import { Broker } from "./broker.js";
 import { Composer } from "./composer.js";
 import { Connection } from "./connection.js";
 import { Downloads } from "./downloads.js";
@@ -61,6 +62,7 @@ class Page {
     this.features = new Features(() => this._described());
     this.pool = new Pool({ refresh: () => this.composer.refreshModels(), reasons: () => this.features.has("/models/{name}/why"), say: (words) => this.announcer.say(words) });
     this.gateway = new Gateway();
+    this.broker = new Broker(() => this.link.engine?.token ?? "", (words) => this.announcer.say(words));
     this.events = new Events((entry) => this._showEvent(entry));
     this.sessions = /** @type {HTMLSelectElement} */ (byId("sessions"));
     this.screens = new Screens(this);
@@ -193,7 +195,8 @@ class Page {
     const picked = this.composer.models.get(this.composer.model.value);
     showBanners(session, this.link, this.composer.picker.mode === "single" && picked?.details?.synthetic === true, now);
     showGuide(this.readiness, this.downloads, this.composer.demonstrations, now);
-    showReach(this.readiness);
+    if (this.features.has("/broker")) this.broker.show(now);
+    showReach(this.readiness, this.broker.state?.bytes_out ?? null);
     this.transfers.show();
     this.composer.show(session, live);
     this.inspector.show(session, this.picking.picked, this.theme.palette);
@@ -230,6 +233,7 @@ class Page {
   _described() {
     this.composer.picker.allow(this.features, this.link.engine);
     this.screens.allow(this.features.has("/usage"));
+    byId("broker").hidden = !this.features.has("/broker");
   }
 
   _accepted() {

@@ -76,7 +76,9 @@ export class Connection {
       return;
     }
     const since = this._resumable ? this.seen() : "";
-    const socket = new WebSocket(since ? `${engine.ws_url}?since=${encodeURIComponent(since)}` : engine.ws_url);
+    // With api_keys a page must show that it was let in; a subprotocol is the only thing it can send along.
+    const url = since ? `${engine.ws_url}?since=${encodeURIComponent(since)}` : engine.ws_url;
+    const socket = new WebSocket(url, ["wf.frames", `wf.token.${engine.token}`]);
     let spoke = false;
     this._socket = socket;
     this._lastHeard = performance.now();

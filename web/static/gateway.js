@@ -84,7 +84,7 @@ export class Gateway {
   _providers({ providers }) {
     byId("providers").hidden = !Array.isArray(providers) || providers.length === 0;
     if (!Array.isArray(providers)) return;
-    const rows = providers.map((one) => [visible(one.name), one.local ? "this machine" : "elsewhere", String(one.requests ?? NONE), known(one.success_rate) ? `${(one.success_rate * 100).toFixed(1)} %` : NONE, fixed(one.ttft_ms, 0), String(one.breaker ?? NONE)]);
+    const rows = providers.map((one) => [visible(one.name), one.local ? "this machine" : "elsewhere", String(one.requests ?? NONE), known(one.success_rate) ? `${(one.success_rate * 100).toFixed(1)} %` : NONE, fixed(one.ttft_ms?.p50, 0), String(one.breaker ?? NONE)]);
     fill(byId("provider-rows"), rows);
   }
 }

@@ -1,5 +1,6 @@
 /** What keeps the engine from helping, what was tried and what to do next; and who can reach what. */
 
+import { leaving } from "./broker.js";
 import { byId, NONE, put } from "./format.js";
 import { visible } from "./text.js";
 
@@ -55,14 +56,14 @@ function tried({ wanted }) {
   lines.forEach((line, i) => prose(list.children[i] ?? list.appendChild(document.createElement("li")), line));
 }
 
-/** Who may connect, and where prompts go. 10 Hz. @param {Readiness} readiness */
-export function showReach({ health, away }) {
+/** Who may connect, and where prompts go. 10 Hz. @param {Readiness} readiness @param {number|null} bytesOut what left this machine since the start */
+export function showReach({ health, away }, bytesOut) {
   const remote = health?.remote === true;
   byId("remote").hidden = !remote;
   byId("away").hidden = away.length === 0;
   put(byId("away-text"), `Prompts for ${away.map(visible).join(", ")} leave this machine.`);
   const words = health === null ? NONE : away.length > 0 ? `Not only local: ${away.map(visible).join(", ")}` : remote ? "Open to other machines" : "Local only";
-  put(byId("local"), words);
+  put(byId("local"), bytesOut === null ? words : `${words} · ${leaving(bytesOut)} out`);
   byId("local-pill").classList.toggle("remote", remote || away.length > 0);
   put(byId("local-status"), words);
 }

@@ -114,7 +114,7 @@ export class Pool {
     pin.addEventListener("click", () => this._do(name, "loading", () => api.load(name, new AbortController().signal, true), () => `${name}: in memory, pinned`));
     unload.addEventListener("click", () => this._do(name, "unloading", () => api.unload(name), (answer) => `${name}: ${bytes(answer.freed_bytes ?? 0)} freed`));
     why.addEventListener("click", () => this._why(name));
-    const label = element("span", "name", visible(name));
+    const label = element("span", "name", ...visible(name).split("/").flatMap((part, i) => (i > 0 ? ["/", element("wbr"), part] : [part])));
     const head = element("th", { scope: "row", title: visible(name) }, sign(-1), label);
     const box = element("tr", "", head, ...cells, element("td", "acts", load, unload, pin, why));
     this.rows.append(box);
