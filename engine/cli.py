@@ -90,8 +90,8 @@ def build_parser() -> argparse.ArgumentParser:
     stop.add_argument("session", metavar="SESSION", help="a session id, its first characters, or `all`")
     stop.add_argument("--json", action="store_true", help="print JSON")
     top = verb("top", _top, "watch running streams in the terminal")
-    top.add_argument("--once", action="store_true", help="show it once and end")
-    top.add_argument("--json", action="store_true", help="print a JSON object a second, as without a terminal")
+    top.add_argument("--once", action="store_true", help="print one picture and end, as without a terminal")
+    top.add_argument("--json", action="store_true", help="print one picture as JSON")
     check = verb("check", _check, "validate configuration, ports and runtimes, and say what is missing")
     check.add_argument("--json", action="store_true", help="print JSON")
     services = verb("services", _services, "start, show or stop an engine with the local services in the background")
@@ -282,8 +282,8 @@ def _top(args: argparse.Namespace) -> int:
 
     from engine.top import run_top
 
-    address, settings = _engine(), settings_of(args)
-    return trio.run(lambda: run_top(address, settings, as_json=args.json, once=args.once))
+    settings = settings_of(args)
+    return trio.run(lambda: run_top(_engine, settings, json=args.json, once=args.once))
 
 
 def _check(args: argparse.Namespace) -> int:

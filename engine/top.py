@@ -1,17 +1,23 @@
 """`wf top`: the running streams in the terminal, from the same frames as the dashboard's.
 
-Without a terminal, or with `--json`, one JSON object a second; with `--once` one, and then the end.
+With `--once`, with `--json` and without a terminal, one picture and then the end. Pictures are made and written in a
+thread, only the newest is kept: a terminal that takes its time holds up nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import select
+import shutil
+import signal
 import sys
 import termios
+import threading
 import tty
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import attrs
 import msgspec
@@ -19,145 +25,473 @@ import trio
 from trio_websocket import ConnectionClosed
 
 from engine import console
-from engine.client import EngineClient, open_frames
-from engine.domain.errors import EngineError, InvalidRequest, RuntimeUnavailable
+from engine.client import EngineClient, RemoteError, open_frames
+from engine.console import harmless, size
+from engine.domain.errors import EngineError, RuntimeUnavailable
 from engine.settings import Settings
 from engine.state import EngineAddress
-from engine.top_state import TopState, summary
+from engine.top_view import (
+    NONE,
+    CouncilPicture,
+    Picture,
+    SessionPicture,
+    Stream,
+    TopFold,
+    as_json,
+    bar,
+    figure,
+    keys_in,
+)
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 DRAW_HZ: Final = 10
-LINE_S: Final = 1.0
+POLL_S: Final = 2.0
 FIRST_FRAME_S: Final = 5.0  # the engine sends one a second even when nothing runs
-KEY_BYTES: Final = 16
-ESCAPE: Final = b"\x1b"
+SILENT_S: Final = 3.0  # and after this the screen says that none comes
+BACKOFF_FIRST_S: Final = 0.25
+BACKOFF_MAX_S: Final = 5.0
+STOPS_MAX: Final = 4  # asked for and not yet answered
+KEY_BYTES: Final = 64
+WRITE_BYTES: Final = 512
+WRITE_WAIT_S: Final = 0.25
+PATTERNS: Final = (
+    "energy.*", "council.*", "experience.session_start", "experience.session_end", "experience.model", "system.*",
+)  # fmt: skip
+SUBSCRIBE: Final = msgspec.json.encode({"type": "subscribe", "patterns": PATTERNS, "rate_hz": float(DRAW_HZ)}).decode()
+RESYNC: Final = '{"type":"resync"}'
+NO_RICH: Final = "wf top draws with rich: pip install 'wf-engine[tui]' (in a clone: .venv/bin/pip install -e '.[tui]')"
+ENTER: Final = b"\x1b[?1049h\x1b[?25l"
+LEAVE: Final = b"\x1b[0m\x1b[?25h\x1b[?1049l"
+KEY_LINE: Final = "q quit · ↑↓ select · s stop the selected session"
+GOLD, VIOLET, DANGER, MUTED, BOLD = "#FFD479", "#B7A4FF", "#FF7A85", "grey62", "bold"
+WIDTH_PLAIN: Final = 120  # of a picture that no terminal shows
+MODEL_LINES: Final = 4
+
+
+# ── the picture as lines ──
+
+
+def drawn(
+    picture: Picture, width: int, height: int | None, *, selected: str | None = None, notes: tuple[str, ...] = ()
+) -> list[Text]:
+    """Lines for a terminal of `width` cells, at most `height` of them; then the selected session is among them.
+
+    `notes` stand above the keys, which are told only where there is a `height`. Needs rich.
+    """
+    head = [_engine(picture), *_models(picture, None if height is None else MODEL_LINES)]
+    foot = _error(picture) + [_line((note, GOLD)) for note in notes]
+    foot += [] if height is None else [_line((KEY_LINE, MUTED))]
+    groups = [_session(session, width, session.session_id == selected) for session in picture.sessions]
+    room = None if height is None else max(0, height - len(head) - len(foot) - 2)
+    place = next((i for i, session in enumerate(picture.sessions) if session.session_id == selected), 0)
+    body = _fitting(groups, room, place) or [_line(("Nothing is running.", MUTED))]
+    lines = [*head, _line(("", "")), _columns(width), *body, *foot]
+    for line in lines:
+        line.truncate(width, overflow="ellipsis")
+    return lines if height is None else lines[: height - len(foot)] + foot if len(lines) > height else lines
+
+
+def _fitting(groups: list[list[Text]], room: int | None, place: int) -> list[Text]:
+    """As many whole sessions as there is room for, from the first one that leaves the selected one in sight."""
+    if room is None or sum(map(len, groups)) <= room:
+        return [line for group in groups for line in group]
+    first = 0
+    while first < place and sum(map(len, groups[first : place + 1])) > room - 1:
+        first += 1
+    taken: list[Text] = []
+    for number, group in enumerate(groups[first:], first):
+        if taken and len(taken) + len(group) > room - 1:
+            break
+        taken, last = [*taken, *group], number
+    hidden = len(groups) - (last - first + 1)
+    return [*taken[: room - 1], _line((f"… {hidden} more" if hidden else "…", MUTED))]
+
+
+def _engine(picture: Picture) -> Text:
+    engine = picture.engine
+    parts = [
+        (f"WF Engine {engine.version or NONE}", BOLD),
+        (f"  tier {engine.tier or NONE}  {figure(engine.fps, '.1f')} fps", ""),
+        (f"  late {figure(engine.lateness_ms, '.1f')} ms", ""),
+        (f"  missed {figure(engine.missed, 'd')}", ""),
+        (f"  degrade {figure(engine.degrade, 'd')}", GOLD if engine.degrade else ""),
+        (f"  out {NONE if engine.bytes_out is None else size(engine.bytes_out)}", GOLD if engine.bytes_out else ""),
+    ]
+    lost = [f"{picture.forgotten} sessions forgotten"] * bool(picture.forgotten)
+    lost += [f"{picture.bad} bad messages"] * bool(picture.bad)
+    return _line(*parts, *((f"  {words}", DANGER) for words in lost))
+
+
+def _models(picture: Picture, most: int | None) -> list[Text]:
+    if not picture.models:
+        return [_line((f"models in memory  {NONE if picture.models is None else 'none'}", MUTED))]
+    shown = picture.models if most is None or len(picture.models) <= most else picture.models[: most - 1]
+    lines = []
+    for model in shown:
+        done = "" if model.progress is None else f" {model.progress:.0%}"
+        held = size(model.resident_bytes) if model.resident_bytes else NONE
+        why = f"  {model.reason}" if model.reason else ""
+        lines.append(_line(("model ", MUTED), (f"{model.name}  {model.state}{done}  {held}{why}", "")))
+    hidden = len(picture.models) - len(shown)
+    return lines + [_line((f"… {hidden} more models", MUTED))] * bool(hidden)
+
+
+def _error(picture: Picture) -> list[Text]:
+    if (error := picture.last_error) is None:
+        return []
+    whose = f"{error.session_id[:8]}  " if error.session_id else ""
+    return [_line((f"last error at {error.at_ms / 1000:.1f} s  {whose}{error.code}: {error.message}", DANGER))]
+
+
+def _session(session: SessionPicture, width: int, selected: bool) -> list[Text]:
+    state = "running" if session.ended is None else session.ended
+    head = _line(
+        (f"{'▸' if selected else ' '} {session.session_id[:8]}", BOLD),
+        ("  SYNTHETIC" if session.synthetic else "", f"bold {GOLD}"),
+        (f"  {state}  from {session.origin or NONE}", ""),
+        (f"  {figure(session.tokens, 'd')} tokens  TTFT {figure(session.ttft_ms, '.0f')} ms", ""),
+    )
+    council = [_council(session.council)] if session.council is not None else []
+    return [head, *council, *(_stream(stream, width) for stream in session.streams)]
+
+
+def _council(council: CouncilPicture) -> Text:
+    reason = f" ({council.di_reason})" if council.di_reason else ""
+    return _line(
+        (f"  council  E {figure(council.energy, '.2f')}", ""),
+        (f"  DI {figure(council.di, '.2f')}{reason}", VIOLET),
+        (f"  gain {figure(council.gain, '+.3f')}  lag {figure(council.sync_latency_ms, '.0f')} ms", MUTED),
+        (f"  {council.cue}" if council.cue else "", f"bold {GOLD if council.cue == 'RESONANCE' else VIOLET}"),
+    )
+
+
+def _widths(width: int) -> tuple[int, int]:
+    """Cells for the model's name and for the bar of E; the figures take 54."""
+    rest = max(16, width - 54)
+    bar = min(24, rest // 3)
+    return rest - bar, bar
+
+
+def _row(width: int, model: str, state: str, bar: str, figures: tuple[str, ...]) -> str:
+    from rich.cells import set_cell_size
+
+    name, cells = _widths(width)
+    row = f"  {set_cell_size(model, name)} {set_cell_size(state, 11)} {set_cell_size(bar, cells)}"
+    return row + "".join(figure.rjust(columns) for figure, columns in zip(figures, (5, 7, 7, 6, 7, 7), strict=True))
+
+
+def _columns(width: int) -> Text:
+    return _line((_row(width, "model", "state", "energy", ("E", "tok/s", "Δt ms", "cert", "tokens", "TTFT")), MUTED))
+
+
+def _stream(stream: Stream, width: int) -> Text:
+    state = stream.state or NONE
+    if stream.stall and stream.silence_ms is not None:
+        state = f"stall {stream.silence_ms / 1000:.1f} s"
+    figures = (
+        figure(stream.energy, ".2f"), figure(stream.tps, ".1f"), figure(stream.delta_ms, ".0f"),
+        figure(stream.certainty, ".2f"), figure(stream.tokens, "d"), figure(stream.ttft_ms, ".0f"),
+    )  # fmt: skip
+    row = _row(width, _plain(stream.model), _plain(state), bar(stream.energy, _widths(width)[1]), figures)
+    return _line((row, DANGER if stream.stall else ""))
+
+
+def _plain(text: str) -> str:
+    """In one line, and no command for the terminal."""
+    return harmless(text).replace("\n", " ").replace("\t", " ")
+
+
+def _line(*parts: tuple[str, str]) -> Text:
+    from rich.text import Text
+
+    return Text.assemble(*((_plain(words), style) for words, style in parts), no_wrap=True)
+
+
+def painted(lines: list[Text], width: int, *, colours: bool) -> str:
+    """The bytes of a terminal for these lines, as text; without `colours` it is plain text."""
+    from rich.console import Console
+
+    file = io.StringIO()
+    out = Console(file=file, width=width, force_terminal=colours, color_system="auto" if colours else None)
+    for line in lines:
+        out.print(line, no_wrap=True, crop=True, highlight=False)
+    return file.getvalue()
+
+
+# ── the terminal ──
+
+
+@attrs.define(eq=False)
+class Painter:
+    """Writes pictures to a terminal in a thread, one at a time; of those that wait only the newest is kept, the others
+    are counted in `dropped`. `make` gives the bytes of a picture and runs in the thread too."""
+
+    fd: int
+    dropped: int = 0
+    _newest: Callable[[], bytes] | None = None
+    _news: trio.Event = attrs.field(factory=trio.Event)
+    _closed: bool = False
+    _writing: threading.Lock = attrs.field(factory=threading.Lock)
+
+    def show(self, make: Callable[[], bytes]) -> None:
+        self.dropped += self._newest is not None
+        self._newest = make
+        self._news.set()
+
+    async def run(self) -> None:
+        """Until cancelled, which leaves a write that hangs behind."""
+        try:
+            while True:
+                await self._news.wait()
+                make, self._newest, self._news = self._newest, None, trio.Event()
+                if make is not None:
+                    await trio.to_thread.run_sync(self._write, make, abandon_on_cancel=True)
+        finally:
+            self.close()
+
+    def _write(self, make: Callable[[], bytes]) -> None:
+        data = make()
+        while data and not self._closed:
+            if select.select([], [self.fd], [], WRITE_WAIT_S)[1]:
+                with self._writing:
+                    data = b"" if self._closed else data[os.write(self.fd, data[:WRITE_BYTES]) :]
+
+    def close(self) -> None:
+        """Nothing is written any more, unless a write hangs."""
+        self._closed = True
+        if self._writing.acquire(timeout=WRITE_WAIT_S):
+            self._writing.release()
+
+
+@contextlib.contextmanager
+def taken(out: int, keys: int | None) -> Iterator[None]:
+    """The terminal on its other screen, keys one by one and without echo; afterwards it is as it was. Output that it
+    does not take is thrown away then, so that the end comes in any case."""
+    before = None if keys is None else termios.tcgetattr(keys)
+    try:
+        if keys is not None:
+            tty.setcbreak(keys, termios.TCSANOW)
+        _put(out, ENTER)
+        yield
+    finally:
+        _put(out, LEAVE)
+        if keys is not None and before is not None:
+            termios.tcsetattr(keys, termios.TCSANOW, before)
+
+
+def _put(fd: int, data: bytes) -> None:
+    with contextlib.suppress(OSError, termios.error):  # a terminal that is gone needs nothing
+        if not select.select([], [fd], [], WRITE_WAIT_S)[1]:
+            termios.tcflush(fd, termios.TCOFLUSH)
+        if select.select([], [fd], [], WRITE_WAIT_S)[1]:
+            os.write(fd, data)
+
+
+# ── the engine and the keys ──
+
+Find = Callable[[], EngineAddress]  # blocking; raises RuntimeUnavailable when none runs
 
 
 @attrs.define(eq=False)
 class Top:
-    """What the keys have chosen. `stop` stops a session by its id and may block."""
+    """A fold that follows an engine, also the next one that starts here, and what the keys have chosen."""
 
-    state: TopState
-    stop: Callable[[str], object]
-    solo: int = -1
-    paused: bool = False
+    find: Find
+    settings: Settings
+    fold: TopFold = attrs.field(factory=TopFold)
+    client: EngineClient | None = None  # None while no engine is there
+    selected: str | None = None
     note: str = ""
-    began: trio.Event = attrs.field(factory=trio.Event)  # the first frame is here
-    _over: trio.Event = attrs.field(factory=trio.Event)
+    link: str = ""  # what is wrong with the connection
+    began: trio.Event = attrs.field(factory=trio.Event)  # the first whole picture is here
+    over: trio.Event = attrs.field(factory=trio.Event)
+    heard_s: float = 0.0
+    _stopping: set[str] = attrs.field(factory=set)
 
-    async def pressed(self, keys: bytes) -> None:
-        """What a read from the terminal brought. An arrow key begins with Escape too, and is none."""
-        match keys:
-            case b"q" | b"Q" | b"\x03":
-                self._over.set()
-            case b"p" | b" ":
-                self.paused = not self.paused
-            case b"0":
-                self.solo = -1
-            case b"1" | b"2" | b"3" | b"4" | b"5" | b"6":
-                place = int(keys) - 1
-                self.solo = -1 if self.solo == place else place
-            case _ if keys == ESCAPE:
-                await self._stop()
+    async def follow(self) -> None:
+        """Until cancelled. Raises EngineError when the first connection fails, or an engine refuses us for good."""
+        pause_s = BACKOFF_FIRST_S
+        while True:
+            try:
+                address = await trio.to_thread.run_sync(self.find, abandon_on_cancel=True)
+                async with open_frames(address, self.settings) as socket:
+                    self.client, self.fold = EngineClient.connect(address, self.settings), TopFold()
+                    self.link, pause_s = "", BACKOFF_FIRST_S
+                    with contextlib.suppress(ConnectionClosed):
+                        await socket.send_message(SUBSCRIBE)
+                        await self._poll()
+                        await self.listen(socket.get_message, socket.send_message)
+            except (RuntimeUnavailable, RemoteError) as error:
+                if not self.began.is_set() or (isinstance(error, RemoteError) and error.status < 500):
+                    raise
+            if not self.began.is_set():
+                raise RuntimeUnavailable("the engine has gone")
+            self.client, self.link = None, f"the engine has gone; looking again within {pause_s:.2g} s"
+            await trio.sleep(pause_s)
+            pause_s = min(pause_s * 2, BACKOFF_MAX_S)
 
-    async def _stop(self) -> None:
-        session = self.state.shown
-        if session is None or session.ended is not None:
+    async def listen(
+        self, receive: Callable[[], Awaitable[bytes | str]], send: Callable[[str], Awaitable[Any]]
+    ) -> None:
+        """Folds frames until the connection ends."""
+        while True:
+            self.fold.take(await receive())
+            self.heard_s = trio.current_time()
+            if self.fold.ready:
+                self.began.set()
+            if self.fold.asks_for_snapshot():
+                await send(RESYNC)
+
+    async def polls(self) -> None:
+        while True:
+            await trio.sleep(POLL_S)
+            await self._poll()
+
+    async def _poll(self) -> None:
+        fold, client = self.fold, self.client
+        if client is None:
             return
-        self.note = "cancelling…"
-        try:
-            await trio.to_thread.run_sync(self.stop, session.id, abandon_on_cancel=True)
-            self.note = ""  # the end of the session is told by its event
-        except EngineError as error:
-            self.note = error.message
 
-    async def listen(self, receive: Callable[[], Awaitable[bytes | str]]) -> None:
-        """Folds frames until the engine leaves. Raises RuntimeUnavailable then."""
-        try:
-            while True:
-                self.state.take(await receive())
-                if self.state.frames > 0:
-                    self.began.set()
-        except ConnectionClosed:
-            raise RuntimeUnavailable("the engine has gone") from None
+        def ask() -> tuple[Any, Any]:
+            return client.get("/stats"), client.get("/models")
 
-    async def keys(self, fd: int) -> None:
-        while not self._over.is_set():
+        try:
+            fold.polled(*await trio.to_thread.run_sync(ask, abandon_on_cancel=True))
+        except EngineError:
+            fold.unpolled()
+
+    async def keys(self, fd: int, nursery: trio.Nursery) -> None:
+        """Until the keyboard is gone."""
+        while True:
             await trio.lowlevel.wait_readable(fd)
-            await self.pressed(os.read(fd, KEY_BYTES))
+            try:
+                pressed = os.read(fd, KEY_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError:
+                return
+            if not pressed:
+                return
+            for key in keys_in(pressed):
+                self.press(key, nursery)
 
-    async def over(self) -> None:
-        await self._over.wait()
+    def press(self, key: str, nursery: trio.Nursery) -> None:
+        ids = [session.session_id for session in self.fold.picture().sessions]
+        self.select(ids)
+        match key:
+            case "quit":
+                self.over.set()
+            case "up" | "down" if self.selected is not None:
+                place = ids.index(self.selected) + (1 if key == "down" else -1)
+                self.selected = ids[min(max(place, 0), len(ids) - 1)]
+            case "stop" if self.selected is None:
+                self.note = "there is no session to stop"
+            case "stop" if self.client is not None and len(self._stopping) < STOPS_MAX:
+                nursery.start_soon(self.stop, self.selected, self.client)
+
+    def select(self, ids: list[str]) -> None:
+        """The chosen session while it is shown, else the first."""
+        if self.selected not in ids:
+            self.selected = ids[0] if ids else None
+
+    async def stop(self, session_id: str | None, client: EngineClient) -> None:
+        """Asks the engine to stop it; the note is the engine's answer."""
+        if session_id is None or session_id in self._stopping:
+            return
+        self._stopping.add(session_id)
+        self.note = f"stopping {session_id[:8]} …"
+
+        def ask() -> Any:
+            return client.post("/stop", {"session_id": session_id})
+
+        try:
+            answer = await trio.to_thread.run_sync(ask, abandon_on_cancel=True)
+            self.note = "; ".join(console.stopped_lines({"stopped": [{"session_id": session_id[:8]} | answer]}))
+        except EngineError as error:
+            self.note = f"{session_id[:8]} was not stopped: {error.message}"
+        finally:
+            self._stopping.discard(session_id)
+
+    def notes(self) -> tuple[str, ...]:
+        silent_s = trio.current_time() - self.heard_s
+        silent = f"the engine is silent for {silent_s:.0f} s" if not self.link and silent_s > SILENT_S else ""
+        return tuple(note for note in (self.link or silent, self.note) if note)
+
+    def frame(self, size_: os.terminal_size) -> Callable[[], bytes]:
+        """The making of the screen's bytes, of what is known now."""
+        picture, notes, (width, height) = self.fold.picture(), self.notes(), size_
+        self.select([session.session_id for session in picture.sessions])
+        selected = self.selected
+
+        def make() -> bytes:
+            lines = drawn(picture, width, height, selected=selected, notes=notes)
+            text = painted(lines, width, colours=True).rstrip("\n").replace("\n", "\x1b[K\r\n")
+            return f"\x1b[H{text}\x1b[K\x1b[J".encode()
+
+        return make
 
 
-async def run_top(address: EngineAddress, settings: Settings, *, as_json: bool, once: bool) -> int:
-    """Until `q`, the interrupt, or the engine's end. Raises RuntimeUnavailable, and InvalidRequest without rich."""
-    client = EngineClient.connect(address, settings)
-    top = Top(TopState(), client.stop)
-    pictured = sys.stdout.isatty() and sys.stdin.isatty() and not as_json
-    async with open_frames(address, settings) as socket, trio.open_nursery() as nursery:
-        nursery.start_soon(top.listen, socket.get_message)
-        if once:
-            await _first_frame(top)
-            _print(top, pictured)
-        elif pictured:
-            await _paint(top, nursery)
+async def run_top(find: Find, settings: Settings, *, json: bool, once: bool) -> int:
+    """Until `q` or a signal; the exit code. Raises RuntimeUnavailable without an engine, and without rich, which only
+    `json` does not need. Interrupted, the terminal is as it was."""
+    if not json:
+        require_rich()
+    top = Top(find, settings)
+    live = not (json or once) and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+    code = 0
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(top.follow)
+        with trio.move_on_after(FIRST_FRAME_S):
+            await top.began.wait()
+        if not top.began.is_set():
+            raise RuntimeUnavailable(f"the engine sent no frame within {FIRST_FRAME_S:.0f} s")
+        if live:
+            code = await _watch(top)
         else:
-            while True:
-                await trio.sleep(LINE_S)
-                _print(top, pictured)
+            await trio.to_thread.run_sync(_print, top.fold.picture(), json, abandon_on_cancel=True)
         nursery.cancel_scope.cancel()
-    return 0
+    return code
 
 
-async def _first_frame(top: Top) -> None:
-    with trio.move_on_after(FIRST_FRAME_S):
-        await top.began.wait()
-        return
-    raise RuntimeUnavailable(f"the engine sent no frame within {FIRST_FRAME_S:.0f} s")
-
-
-def _print(top: Top, pictured: bool) -> None:
-    if not pictured:
-        console.say(msgspec.json.encode(summary(top.state)).decode())
-        return
-    from rich.console import Console
-
-    from engine.top_view import picture
-
-    Console().print(picture(top.state))
-
-
-async def _paint(top: Top, nursery: trio.Nursery) -> None:
+def require_rich() -> None:
+    """Raises RuntimeUnavailable that says how to install it."""
     try:
-        from rich.live import Live
+        import rich  # noqa: F401
     except ImportError:
-        raise InvalidRequest("wf top draws with rich: pip install 'wf-engine[tui]', or use --json") from None
-    from engine.top_view import picture
-
-    with _raw(sys.stdin.fileno()), Live(auto_refresh=False, screen=True) as live:
-
-        def paint() -> None:
-            live.update(picture(top.state, solo=top.solo, paused=top.paused, note=top.note), refresh=True)
-
-        nursery.start_soon(top.keys, sys.stdin.fileno())
-        nursery.start_soon(_draw, top, paint)
-        await top.over()
+        raise RuntimeUnavailable(NO_RICH) from None
 
 
-async def _draw(top: Top, paint: Callable[[], None]) -> None:
-    paint()
-    while True:
-        await trio.sleep(1 / DRAW_HZ)
-        if not top.paused:
-            paint()
+def _print(picture: Picture, json: bool) -> None:
+    if json:
+        console.print_line(as_json(picture))
+        return
+    terminal = sys.stdout.isatty()
+    width = shutil.get_terminal_size((WIDTH_PLAIN, 24)).columns
+    console.say(painted(drawn(picture, width, None), width, colours=terminal).rstrip("\n"))
 
 
-@contextmanager
-def _raw(fd: int) -> Iterator[None]:
-    """Keys come one by one and are not echoed; afterwards the terminal is as it was."""
-    before = termios.tcgetattr(fd)
-    tty.setcbreak(fd)
-    try:
-        yield
-    finally:
-        termios.tcsetattr(fd, termios.TCSADRAIN, before)
+async def _watch(top: Top) -> int:
+    out, keys = sys.stdout.fileno(), sys.stdin.fileno() if sys.stdin.isatty() else None
+    painter, code = Painter(out), 0
+
+    async def end_on_signal() -> None:
+        nonlocal code
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGHUP) as signals:
+            async for number in signals:
+                code = 128 + number
+                top.over.set()
+
+    with taken(out, keys):
+        async with trio.open_nursery() as nursery:
+            for task in (end_on_signal, top.polls, painter.run):
+                nursery.start_soon(task)
+            if keys is not None:
+                nursery.start_soon(top.keys, keys, nursery)
+            while not top.over.is_set():
+                painter.show(top.frame(os.get_terminal_size(out)))
+                with trio.move_on_after(1 / DRAW_HZ):
+                    await top.over.wait()
+            nursery.cancel_scope.cancel()
+    return code

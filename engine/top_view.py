@@ -1,37 +1,37 @@
-"""What `wf top` shows: a pure fold of frames into a picture, and the picture as lines of a terminal.
+"""What `wf top` shows: a pure fold of frames into a picture, and the picture as JSON.
 
-A picture holds the engine's own numbers, nothing smoothed; what was not measured is None there and a dash on the
-screen. No text of an answer is kept. rich is imported only where lines become a terminal's bytes.
+A picture holds the engine's own numbers, nothing smoothed; what was not measured is None. No text of an answer is kept.
 """
 
 from __future__ import annotations
 
-import io
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator
 from typing import Any, Final
 
 import attrs
 import msgspec
 
-from engine.console import HARMFUL, harmless, size
+from engine.console import HARMFUL
 
 SESSIONS_MAX: Final = 256  # kept; the oldest make room, `forgotten` counts them
 ENDED_MAX: Final = 4  # shown of those that are over
 MODELS_MAX: Final = 256
 WORDS_MAX: Final = 400  # characters of an error
 COUNCIL_MODES: Final = ("council", "turbo")
-NOBODY: Final = "no member has an energy"
 NONE: Final = "—"
-KEYS: Final = "q quit · ↑↓ select · s stop the selected session"
-GOLD, VIOLET, DANGER, MUTED, BOLD = "#FFD479", "#B7A4FF", "#FF7A85", "grey62", "bold"
 EIGHTHS: Final = " ▏▎▍▌▋▊▉"
+UP, DOWN = dict.fromkeys((b"\x1b[A", b"\x1bOA", b"k"), "up"), dict.fromkeys((b"\x1b[B", b"\x1bOB", b"j"), "down")
+KEYS: Final = UP | DOWN | {b"q": "quit", b"Q": "quit", b"s": "stop"}
+NOBODY: Final = "no member has an energy"
 
 
 # ── what comes: the fields of messages that are used ──
 
 
-class Stream(msgspec.Struct):
+class Stream(msgspec.Struct, frozen=True):
+    """Of `energy.update`, `experience.session_start` and the snapshot; in a picture with its time to first token."""
+
     stream_id: str
     model: str
     state: str | None = None
@@ -42,6 +42,7 @@ class Stream(msgspec.Struct):
     stall: bool = False
     tokens: int | None = None
     certainty: float | None = None
+    ttft_ms: float | None = None
 
 
 class Ensemble(msgspec.Struct):
@@ -154,6 +155,7 @@ class Frame(msgspec.Struct):
 class Counted(msgspec.Struct):
     frames_missed: int | None = None
     bytes_out: int | None = None
+    fps_current: float | None = None
 
 
 class Stats(msgspec.Struct):
@@ -165,20 +167,6 @@ class Models(msgspec.Struct):
 
 
 # ── what is shown ──
-
-
-@attrs.frozen
-class StreamPicture:
-    model: str
-    state: str | None
-    energy: float | None
-    tps: float | None
-    delta_ms: float | None
-    silence_ms: float | None
-    stall: bool
-    certainty: float | None
-    tokens: int | None
-    ttft_ms: float | None
 
 
 @attrs.frozen
@@ -204,7 +192,7 @@ class SessionPicture:
     ttft_ms: float | None
     tokens: int | None
     council: CouncilPicture | None
-    streams: tuple[StreamPicture, ...]
+    streams: tuple[Stream, ...]
 
 
 @attrs.frozen
@@ -239,7 +227,8 @@ class ErrorPicture:
 
 @attrs.frozen
 class Picture:
-    """`models` is None until the engine has been asked. `forgotten` sessions were too many, `bad` messages no frames."""
+    """`models` is None until they have been asked for. `forgotten` counts sessions beyond the bound, `bad`
+    messages that were no frames."""
 
     engine: EnginePicture
     sessions: tuple[SessionPicture, ...]
@@ -257,7 +246,6 @@ class _Session:
     streams: dict[str, Stream] = attrs.field(factory=dict)
     ttft_of: dict[str, float | None] = attrs.field(factory=dict)  # by stream, of members that have ended
     waits: dict[str, ModelTold] = attrs.field(factory=dict)  # by model, as told within this session
-    known: Known | None = None
     origin: str | None = None
     synthetic: bool | None = None
     council: bool = False
@@ -343,7 +331,9 @@ class TopFold:
             case "system.state_snapshot":
                 self._snapshot(payload(Snapshot), now_ms)
             case "system.hello" | "system.heartbeat":
-                told = {name: value for name, value in msgspec.structs.asdict(payload(System)).items() if value}
+                told = {
+                    name: value for name, value in msgspec.structs.asdict(payload(System)).items() if value is not None
+                }
                 self._system = msgspec.structs.replace(self._system, **told)
             case "system.error":
                 self._failed(payload(System), None, now_ms)
@@ -379,7 +369,9 @@ class TopFold:
     def _snapshot(self, snapshot: Snapshot, now_ms: float) -> None:
         """What it does not name is gone; what it names keeps what only events told."""
         self._synced = True
-        self._sessions = {known.session_id: self._sessions.get(known.session_id, _Session()) for known in snapshot.sessions}
+        self._sessions = {
+            known.session_id: self._sessions.get(known.session_id, _Session()) for known in snapshot.sessions
+        }
         for known in snapshot.sessions:
             session = self._session(known.session_id)
             session.origin, session.synthetic, session.ttft_ms = known.origin, known.synthetic, known.ttft_ms
@@ -424,7 +416,7 @@ class TopFold:
         running, ended = [s for s in newest if s.ended is None], [s for s in newest if s.ended is not None]
         perf, told, counted = self._perf, self._system, self._counted
         engine = EnginePicture(
-            told.version, told.tier, self._frame, told.fps, perf.lateness_ms if perf else None, counted.frames_missed,
+            told.version, told.tier, self._frame, counted.fps_current if told.fps is None else told.fps, perf.lateness_ms if perf else None, counted.frames_missed,
             perf.degrade if perf else None, counted.bytes_out, told.uptime_ms,
         )  # fmt: skip
         return Picture(
@@ -445,20 +437,24 @@ def _session_picture(id_: str, session: _Session) -> SessionPicture:
     alone = session.ttft_ms if len(session.streams) == 1 else None
     streams = tuple(_stream_picture(s, session, session.ttft_of.get(key, alone)) for key, s in session.streams.items())
     return SessionPicture(
-        id_, session.origin, session.synthetic, session.ended, session.ttft_ms, session.tokens, _council(session), streams
+        id_,
+        session.origin,
+        session.synthetic,
+        session.ended,
+        session.ttft_ms,
+        session.tokens,
+        _council(session),
+        streams,
     )
 
 
-def _stream_picture(stream: Stream, session: _Session, ttft_ms: float | None) -> StreamPicture:
+def _stream_picture(stream: Stream, session: _Session, ttft_ms: float | None) -> Stream:
     wait, state = session.waits.get(stream.model), stream.state and stream.state.lower()
     if wait is not None and not stream.tokens and wait.state in ("queued", "pulling", "loading", "failed"):
         state = wait.state + (f" {wait.progress:.0%}" if wait.progress is not None else "")
         state += f" {wait.position}." if wait.position is not None else ""
     tps = stream.tps if stream.tokens and stream.tokens > 1 else None  # a pace takes two tokens
-    return StreamPicture(
-        stream.model, state, stream.energy, tps, stream.delta_ms, stream.silence_ms, stream.stall, stream.certainty,
-        stream.tokens, ttft_ms,
-    )  # fmt: skip
+    return msgspec.structs.replace(stream, state=state, tps=tps, ttft_ms=ttft_ms)
 
 
 def _council(session: _Session) -> CouncilPicture | None:
@@ -479,7 +475,28 @@ def as_json(picture: Picture) -> bytes:
 
 
 def _escaped(ch: str) -> str:
-    if ch.isascii() and ch.isprintable() or ch == "\n" or unicodedata.category(ch) not in HARMFUL:
+    if (ch.isascii() and ch.isprintable()) or ch == "\n" or unicodedata.category(ch) not in HARMFUL:
         return ch
     units = ch.encode("utf-16-be")
     return "".join(f"\\u{units[at : at + 2].hex()}" for at in range(0, len(units), 2))
+
+
+def bar(energy: float | None, cells: int) -> str:
+    """E, 0–1, as a bar of at most `cells` cells in eighths; a dash where it is not known."""
+    if energy is None:
+        return NONE
+    eighths = round(min(1.0, max(0.0, energy)) * cells * 8)
+    return ("█" * (eighths // 8) + EIGHTHS[eighths % 8]).rstrip()
+
+
+def figure(value: float | None, form: str) -> str:
+    return NONE if value is None else format(value, form)
+
+
+def keys_in(pressed: bytes) -> Iterator[str]:
+    """What a read from the terminal brought: a few keys, each one byte or an escape sequence of three."""
+    while pressed:
+        length = 3 if pressed[:1] == b"\x1b" else 1
+        key, pressed = pressed[:length], pressed[length:]
+        if key in KEYS:
+            yield KEYS[key]

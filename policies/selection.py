@@ -15,7 +15,7 @@ from engine.domain.generation import GenerationRequest, Message
 from policies.breaker import BreakerState
 
 DEMONSTRATION: Final = frozenset({"embedded", "synthetic"})  # they show the engine and never answer for another
-BYTES_PER_TOKEN: Final = 4
+CHARS_PER_TOKEN: Final = 4  # of English; other languages have fewer
 
 
 @attrs.frozen
@@ -29,12 +29,12 @@ class Wants:
 
 
 def wants_of(request: GenerationRequest) -> Wants:
-    """What this request needs. Its tokens are counted roughly, at four bytes each, with the answer it asks for."""
+    """What this request needs. Its tokens are estimated, at four characters each, with the answer it asks for."""
     messages = request.messages or (Message("user", request.prompt or "", request.images),)
     texts = [request.system or "", *(message.content for message in messages)]
-    size_bytes = sum(len(text.encode("utf-8", "surrogatepass")) for text in texts)
+    size_chars = sum(map(len, texts))
     return Wants(
-        context_tokens=size_bytes // BYTES_PER_TOKEN + (request.parameters.max_tokens or 0),
+        context_tokens=size_chars // CHARS_PER_TOKEN + (request.parameters.max_tokens or 0),
         tools=bool(request.tools) and request.tool_choice != "none",
         vision=any(message.images for message in messages),
     )
