@@ -17,6 +17,7 @@ import termios
 import threading
 import tty
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import attrs
@@ -291,7 +292,7 @@ def _put(fd: int, data: bytes) -> None:
 
 # ── the engine and the keys ──
 
-Find = Callable[[], EngineAddress]  # blocking; raises RuntimeUnavailable when none runs
+Find = Callable[[], Awaitable[EngineAddress]]  # raises RuntimeUnavailable when none runs
 
 
 @attrs.define(eq=False)
@@ -315,7 +316,7 @@ class Top:
         pause_s = BACKOFF_FIRST_S
         while True:
             try:
-                address = await trio.to_thread.run_sync(self.find, abandon_on_cancel=True)
+                address = await self.find()
                 async with open_frames(address, self.settings) as socket:
                     self.client, self.fold = EngineClient.connect(address, self.settings), TopFold()
                     self.link, pause_s = "", BACKOFF_FIRST_S
@@ -433,12 +434,12 @@ class Top:
         return make
 
 
-async def run_top(find: Find, settings: Settings, *, json: bool, once: bool) -> int:
+async def run_top(find: Callable[[], EngineAddress], settings: Settings, *, json: bool, once: bool) -> int:
     """Until `q` or a signal; the exit code. Raises RuntimeUnavailable without an engine, and without rich, which only
-    `json` does not need. Interrupted, the terminal is as it was."""
+    `json` does not need. `find` may block. Interrupted, the terminal is as it was."""
     if not json:
         require_rich()
-    top = Top(find, settings)
+    top = Top(partial(trio.to_thread.run_sync, find, abandon_on_cancel=True), settings)
     live = not (json or once) and sys.stdout.isatty() and os.environ.get("TERM", "dumb") != "dumb"
     code = 0
     async with trio.open_nursery() as nursery:

@@ -414,11 +414,11 @@ class TopFold:
         """Running sessions first, then the last ones that ended; the newest first in both."""
         newest = [_session_picture(id_, session) for id_, session in reversed(self._sessions.items())]
         running, ended = [s for s in newest if s.ended is None], [s for s in newest if s.ended is not None]
-        perf, told, counted = self._perf, self._system, self._counted
-        engine = EnginePicture(
-            told.version, told.tier, self._frame, counted.fps_current if told.fps is None else told.fps, perf.lateness_ms if perf else None, counted.frames_missed,
-            perf.degrade if perf else None, counted.bytes_out, told.uptime_ms,
-        )  # fmt: skip
+        told, counted = self._system, self._counted
+        late_ms, degrade = (None, None) if self._perf is None else (self._perf.lateness_ms, self._perf.degrade)
+        fps = counted.fps_current if told.fps is None else told.fps
+        missed, out = counted.frames_missed, counted.bytes_out
+        engine = EnginePicture(told.version, told.tier, self._frame, fps, late_ms, missed, degrade, out, told.uptime_ms)
         return Picture(
             engine, tuple(running + ended[:ENDED_MAX]), self._in_memory(), self._error, self.forgotten, self.bad
         )

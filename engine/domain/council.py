@@ -113,11 +113,13 @@ class MemberStartPayload:
 
 @attrs.frozen
 class MemberEndPayload:
-    """Of `council.model_end` and `council.model_error`; `error` is null in the first."""
+    """Of `council.model_end` and `council.model_error`; `error` is null in the first. From `end_us` on (engine clock)
+    the stream is DRAINED, and its energy falls."""
 
     council_id: str
     stream_id: str
     model: str
+    end_us: int
     reason: EndReason
     tokens: int
     ttft_ms: float | None

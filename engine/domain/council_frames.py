@@ -83,6 +83,7 @@ class CouncilState:
             council_id=self.id,
             stream_id=ended.stream.stream_id,
             model=ended.stream.model,
+            end_us=ended.at_us,
             reason=ended.reason,
             tokens=ended.tokens,
             ttft_ms=ended.ttft_ms,

@@ -119,7 +119,8 @@ def test_a_prompt_is_nowhere_but_in_its_session(start):
         answer = answer_to(http, canary)
     done = wf(engine.folder, "run", "synthetic/steady", "-", "--max-tokens", "2", input=canary)
     assert canary not in done.stdout + done.stderr
-    state = [path.read_text() for path in engine.state.iterdir()]
+    files = [path for path in engine.state.rglob("*") if path.is_file()]
+    state = [path.read_bytes().decode("latin-1") for path in files]
     proc = Path("/proc", str(engine.process.pid))
     kernel = [(proc / name).read_text() for name in ("cmdline", "environ")]
     engine.signal(signal.SIGTERM)

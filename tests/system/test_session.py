@@ -69,10 +69,11 @@ async def test_energy_recomputed_from_the_events_alone_equals_the_wire(engine, m
                     assert sample.energy_base == pytest.approx(item["energy_base"], abs=TOLERANCE)
                     tokens += 1
             elif event["type"] == "energy.update":
-                stream = event["payload"]["streams"][0]
-                if stream["state"] == "DRAINED":
-                    meter.end(ends_of(frames, session_id)[0]["payload"]["summary"]["end_us"])
-                now = read(meter.state, round(message["mono_ms"] * 1000), params)
+                stream, at_us = event["payload"]["streams"][0], round(message["mono_ms"] * 1000)
+                if stream["state"] == "DRAINED":  # the last reading is of the end itself
+                    at_us = ends_of(frames, session_id)[0]["payload"]["summary"]["end_us"]
+                    meter.end(at_us)
+                now = read(meter.state, at_us, params)
                 assert now.energy == pytest.approx(stream["energy"], abs=TOLERANCE)
                 assert now.phase == stream["state"]
                 readings += 1
