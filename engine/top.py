@@ -322,7 +322,8 @@ class Top:
                     self.link, pause_s = "", BACKOFF_FIRST_S
                     with contextlib.suppress(ConnectionClosed):
                         await socket.send_message(SUBSCRIBE)
-                        await self._poll()
+                        with trio.move_on_after(POLL_S):
+                            await self._poll()
                         await self.listen(socket.get_message, socket.send_message)
             except (RuntimeUnavailable, RemoteError) as error:
                 if not self.began.is_set() or (isinstance(error, RemoteError) and error.status < 500):

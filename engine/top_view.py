@@ -418,10 +418,9 @@ class TopFold:
         late_ms, degrade = (None, None) if self._perf is None else (self._perf.lateness_ms, self._perf.degrade)
         fps = counted.fps_current if told.fps is None else told.fps
         missed, out = counted.frames_missed, counted.bytes_out
-        engine = EnginePicture(told.version, told.tier, self._frame, fps, late_ms, missed, degrade, out, told.uptime_ms)
-        return Picture(
-            engine, tuple(running + ended[:ENDED_MAX]), self._in_memory(), self._error, self.forgotten, self.bad
-        )
+        known = (told.version, told.tier, self._frame, fps, late_ms, missed, degrade, out, told.uptime_ms)
+        sessions = tuple(running + ended[:ENDED_MAX])
+        return Picture(EnginePicture(*known), sessions, self._in_memory(), self._error, self.forgotten, self.bad)
 
     def _in_memory(self) -> tuple[ModelPicture, ...] | None:
         if self._models is None:

@@ -97,15 +97,6 @@ def check(rules: AccessRules, head: RequestHead) -> EngineError | None:
     )
 
 
-def needs_token(rules: AccessRules, head: RequestHead) -> EngineError | None:
-    """Why a call that can hurt is refused: it must carry this start's token. None when it does."""
-    if _matches(head.values(TOKEN_HEADER), (rules.token,)):
-        return None
-    return Unauthorized(
-        f"this call needs the header {TOKEN_HEADER}: the token is in the file `token` of the data folder"
-    )
-
-
 def _check_host(rules: AccessRules, head: RequestHead) -> EngineError | None:
     hosts = head.values("host")
     if len(hosts) != 1:

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.domain.errors import EngineError
-from policies.access import AccessRules, RequestHead, check, loopback_rules, needs_token
+from policies.access import AccessRules, RequestHead, check, loopback_rules
 
 RULES = loopback_rules(8145, 8145, token="t0ken")
 KEYED = loopback_rules(8145, 8145, token="t0ken", api_keys=("first-key", "second-kéy"))
@@ -201,14 +201,6 @@ def test_a_key_opens_no_door_that_host_or_origin_closed():
     assert verdict(HOST, ("origin", "null"), ("x-api-key", "first-key"), rules=KEYED) == "403 FORBIDDEN_ORIGIN"
 
 
-def test_the_token_guards_what_can_hurt():
-    assert needs_token(RULES, head(("x-wf-token", "t0ken"))) is None
-    for headers in ([], [("x-wf-token", "")], [("x-wf-token", "t0ke")], [("authorization", "Bearer t0ken")]):
-        error = needs_token(RULES, head(*headers))
-        assert error is not None
-        assert error.code == "UNAUTHORIZED"
-
-
 @pytest.mark.parametrize("secrets", [{"token": ""}, {"token": "t", "api_keys": ("k", "")}])
 def test_empty_secrets_are_refused_at_the_start(secrets):
     with pytest.raises(ValueError):
@@ -232,9 +224,8 @@ headers = st.lists(
 @given(st.sampled_from([RULES, KEYED]), st.text(max_size=8), st.binary(max_size=20), headers)
 def test_no_bytes_make_it_fail(rules, method, target, fields):
     request = RequestHead(method, target, fields)
-    for decide in (check, needs_token):
-        error = decide(rules, request)
-        assert error is None or isinstance(error, EngineError)
+    error = check(rules, request)
+    assert error is None or isinstance(error, EngineError)
     if check(rules, request) is None:
         (host,) = request.values("host")
         assert host.lower() in rules.hosts
