@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Final
 
 import attrs
@@ -23,6 +24,7 @@ NONE: Final = "—"
 EIGHTHS: Final = " ▏▎▍▌▋▊▉"
 UP, DOWN = dict.fromkeys((b"\x1b[A", b"\x1bOA", b"k"), "up"), dict.fromkeys((b"\x1b[B", b"\x1bOB", b"j"), "down")
 KEYS: Final = UP | DOWN | {b"q": "quit", b"Q": "quit", b"s": "stop"}
+CUES: Final = {"destructive": "INTERFERENCE", "constructive": "CONSTRUCTIVE"}
 NOBODY: Final = "no member has an energy"
 
 
@@ -324,47 +326,47 @@ class TopFold:
         return bool(unknown)
 
     def _event(self, event: Event, now_ms: float) -> None:
-        def payload(type_: type[Any]) -> Any:
-            return msgspec.json.decode(event.payload, type=type_)
-
+        payload = partial(msgspec.json.decode, event.payload)
         match event.type:
             case "system.state_snapshot":
-                self._snapshot(payload(Snapshot), now_ms)
+                self._snapshot(payload(type=Snapshot), now_ms)
             case "system.hello" | "system.heartbeat":
                 told = {
-                    name: value for name, value in msgspec.structs.asdict(payload(System)).items() if value is not None
+                    name: value
+                    for name, value in msgspec.structs.asdict(payload(type=System)).items()
+                    if value is not None
                 }
                 self._system = msgspec.structs.replace(self._system, **told)
             case "system.error":
-                self._failed(payload(System), None, now_ms)
+                self._failed(payload(type=System), None, now_ms)
             case "experience.model":
-                self._model(payload(ModelTold), event.session_id, now_ms)
+                self._model(payload(type=ModelTold), event.session_id, now_ms)
             case _ if event.session_id:
                 self._of_session(event.type, payload, self._session(event.session_id), event.session_id, now_ms)
 
     def _of_session(self, type_: str, payload: Any, session: _Session, id_: str, now_ms: float) -> None:
         match type_:
             case "energy.update":
-                session.measured(payload(Energy))
+                session.measured(payload(type=Energy))
             case "experience.session_start":
-                start: Start = payload(Start)
+                start: Start = payload(type=Start)
                 session.origin, session.synthetic = start.origin, start.synthetic
                 session.council = start.mode in COUNCIL_MODES
                 session.streams = {stream.stream_id: stream for stream in start.streams}
             case "experience.session_end":
-                end: End = payload(End)
+                end: End = payload(type=End)
                 session.closed(end)
                 self._failed(end.error, id_, now_ms)
             case "council.formed":
                 session.council = True
             case "council.model_end" | "council.model_error":
-                member: Member = payload(Member)
+                member: Member = payload(type=Member)
                 session.ttft_of[member.stream_id] = member.ttft_ms
                 self._failed(member.error, id_, now_ms)
             case "council.resonance":
-                session.resonance = payload(Cue).phase == "start"
+                session.resonance = payload(type=Cue).phase == "start"
             case "council.interference":
-                session.pattern = payload(Cue).pattern
+                session.pattern = payload(type=Cue).pattern
 
     def _snapshot(self, snapshot: Snapshot, now_ms: float) -> None:
         """What it does not name is gone; what it names keeps what only events told."""
@@ -419,8 +421,8 @@ class TopFold:
         fps = counted.fps_current if told.fps is None else told.fps
         missed, out = counted.frames_missed, counted.bytes_out
         known = (told.version, told.tier, self._frame, fps, late_ms, missed, degrade, out, told.uptime_ms)
-        sessions = tuple(running + ended[:ENDED_MAX])
-        return Picture(EnginePicture(*known), sessions, self._in_memory(), self._error, self.forgotten, self.bad)
+        shown = tuple(running + ended[:ENDED_MAX])
+        return Picture(EnginePicture(*known), shown, self._in_memory(), self._error, self.forgotten, self.bad)
 
     def _in_memory(self) -> tuple[ModelPicture, ...] | None:
         if self._models is None:
@@ -459,8 +461,7 @@ def _stream_picture(stream: Stream, session: _Session, ttft_ms: float | None) ->
 def _council(session: _Session) -> CouncilPicture | None:
     if not session.council:
         return None
-    cue = {"destructive": "INTERFERENCE", "constructive": "CONSTRUCTIVE"}.get(session.pattern)
-    cue = "RESONANCE" if session.resonance else cue
+    cue = "RESONANCE" if session.resonance else CUES.get(session.pattern)
     if (found := session.ensemble) is None:
         return CouncilPicture(None, None, NOBODY, None, None, cue)
     reason = (found.reason or "no reason given") if found.di is None else None
