@@ -272,6 +272,8 @@ class Council:
                 duration_ms=(ended_us - use.asked_us) / 1000,
                 cut=member.cut,
                 error=None if member.error is None else member.error.as_dict(),
+                prompt_tokens=None if member.end is None else member.end.prompt_tokens,
+                eval_count=None if member.end is None else member.end.eval_count,
             )
         )
         self._count()

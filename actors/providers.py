@@ -17,6 +17,7 @@ from actors.provider_health import ProviderHealth
 from actors.pulls import ModelPulls
 from actors.satellite import OCCASION, SatelliteRuntime
 from actors.session import SessionRequest
+from engine.domain.council import MemberEnded
 from engine.domain.errors import BrokerDisabled, EngineError, FallbackFailed, InvalidRequest, ModelNotFound
 from engine.domain.events import MappedSignal, ModelChanged, SessionClosed, SessionOpened
 from engine.domain.generation import Clock, EndReason, Origin
@@ -67,7 +68,7 @@ class Providers:
     # ── how they fare ──
 
     def observe(self, signal: MappedSignal) -> None:
-        """Sessions of one model; what a council's member did is told of the council as a whole. Never waits."""
+        """Sessions of one model, and the members of councils. Never waits."""
         match signal:
             case SessionOpened(streams=(ref,)):
                 provider = self._provider_of(ref.model)
@@ -76,7 +77,10 @@ class Providers:
                     if len(self._open) > SESSIONS_MAX:
                         del self._open[next(iter(self._open))]
             case SessionClosed():
-                self._close(signal)
+                model, provider = self._open.pop(signal.session_id, (None, None))
+                self._ended(model, provider, signal)
+            case MemberEnded():
+                self._ended(signal.stream.model, self._provider_of(signal.stream.model), signal)
             case ModelChanged(state=ModelState.READY):
                 provider = self._provider_of(signal.model)
                 if provider is not None:
@@ -87,8 +91,7 @@ class Providers:
         now_us, now_s = self.clock(), trio.current_time()
         return [health.report(now_us, now_s) for health in self.health.values()]
 
-    def _close(self, closed: SessionClosed) -> None:
-        model, provider = self._open.pop(closed.session_id, (None, None))
+    def _ended(self, model: str | None, provider: str | None, closed: SessionClosed | MemberEnded) -> None:
         if model is None or provider is None:
             return
         health, now_us = self.health[provider], self.clock()

@@ -130,10 +130,16 @@ def _in_council(session: _Session, ref: StreamRef, closed: SessionClosed, day: s
         runtime=runtime,
         local=local,
         synthetic=session.opened.synthetic,
-        tokens_in=None,
-        tokens_out=session.tokens.get(ref.stream_id, 0) if ended is None else ended.tokens,
+        tokens_in=None if ended is None else ended.prompt_tokens,
+        tokens_out=_spoken(session, ref, ended),
         ttft_ms=None if ended is None else ended.ttft_ms,
         duration_ms=None if ended is None else ended.duration_ms,
         reason=(closed if ended is None else ended).reason.value,
         fallback=session.fallback,
     )
+
+
+def _spoken(session: _Session, ref: StreamRef, ended: MemberEnded | None) -> int:
+    if ended is None:
+        return session.tokens.get(ref.stream_id, 0)
+    return ended.tokens if ended.eval_count is None else ended.eval_count

@@ -437,16 +437,8 @@ class TopFold:
 def _session_picture(id_: str, session: _Session) -> SessionPicture:
     alone = session.ttft_ms if len(session.streams) == 1 else None
     streams = tuple(_stream_picture(s, session, session.ttft_of.get(key, alone)) for key, s in session.streams.items())
-    return SessionPicture(
-        id_,
-        session.origin,
-        session.synthetic,
-        session.ended,
-        session.ttft_ms,
-        session.tokens,
-        _council(session),
-        streams,
-    )
+    about = (id_, session.origin, session.synthetic, session.ended, session.ttft_ms, session.tokens)
+    return SessionPicture(*about, _council(session), streams)
 
 
 def _stream_picture(stream: Stream, session: _Session, ttft_ms: float | None) -> Stream:

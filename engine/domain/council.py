@@ -54,7 +54,8 @@ class MemberStarted:
 
 @attrs.frozen
 class MemberEnded:
-    """A member is done: with its runtime's end, cut by the council (`reason` aborted, `cut` says why), or failed."""
+    """A member is done: with its runtime's end, cut by the council (`reason` aborted, `cut` says why), or failed. The
+    runtime's own counts are null where it gave none."""
 
     stream: StreamRef
     at_us: int
@@ -64,6 +65,8 @@ class MemberEnded:
     duration_ms: float
     cut: str | None = None
     error: dict[str, Any] | None = None
+    prompt_tokens: int | None = None
+    eval_count: int | None = None
 
 
 @attrs.frozen

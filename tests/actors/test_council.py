@@ -348,3 +348,15 @@ async def test_short_memory_makes_new_councils_smaller_and_says_so(autojump_cloc
         (formed,) = payloads(client, "council.formed")
         assert (formed["models"], formed["dropped_models"]) == (["a", "b"], ["c"])
         assert "memory is short" in formed["reason"]
+
+
+async def test_each_member_counts_for_the_ledger_and_for_its_provider(autojump_clock):
+    broken = (*words(2)[:-1], Fail(UpstreamTimeout("gone")))
+    async with running_slice(runtime(b=broken), council()) as s:
+        await finished(s, start(s))
+        (provider,) = s.core.providers.report()
+        assert (provider["requests"], provider["success_rate"]) == (3, pytest.approx(2 / 3))
+        usage = await s.core.ledger.report("model", None)
+        rows = {group.key: (group.sums.tokens_in, group.sums.tokens_out) for group in usage.groups}
+        assert rows["a"] == (3, 5)
+        assert rows["b"][1] == 2
