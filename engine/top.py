@@ -120,9 +120,8 @@ def _engine(picture: Picture) -> Text:
         (f"  degrade {figure(engine.degrade, 'd')}", GOLD if engine.degrade else ""),
         (f"  out {NONE if engine.bytes_out is None else size(engine.bytes_out)}", GOLD if engine.bytes_out else ""),
     ]
-    lost = [f"{picture.forgotten} sessions forgotten"] * bool(picture.forgotten)
-    lost += [f"{picture.bad} bad messages"] * bool(picture.bad)
-    return _line(*parts, *((f"  {words}", DANGER) for words in lost))
+    lost = {"sessions forgotten": picture.forgotten, "bad messages": picture.bad}
+    return _line(*parts, *((f"  {count} {what}", DANGER) for what, count in lost.items() if count))
 
 
 def _models(picture: Picture, most: int | None) -> list[Text]:
@@ -133,8 +132,7 @@ def _models(picture: Picture, most: int | None) -> list[Text]:
     for model in shown:
         done = "" if model.progress is None else f" {model.progress:.0%}"
         held = size(model.resident_bytes) if model.resident_bytes else NONE
-        why = f"  {model.reason}" if model.reason else ""
-        lines.append(_line(("model ", MUTED), (f"{model.name}  {model.state}{done}  {held}{why}", "")))
+        lines.append(_line(("model ", MUTED), (f"{model.name}  {model.state}{done}  {held}  {model.reason or ''}", "")))
     hidden = len(picture.models) - len(shown)
     return lines + [_line((f"… {hidden} more models", MUTED))] * bool(hidden)
 
@@ -147,14 +145,13 @@ def _error(picture: Picture) -> list[Text]:
 
 
 def _session(session: SessionPicture, width: int, selected: bool) -> list[Text]:
-    state = "running" if session.ended is None else session.ended
     head = _line(
         (f"{'▸' if selected else ' '} {session.session_id[:8]}", BOLD),
         ("  SYNTHETIC" if session.synthetic else "", f"bold {GOLD}"),
-        (f"  {state}  from {session.origin or NONE}", ""),
+        (f"  {session.ended or 'running'}  from {session.origin or NONE}", ""),
         (f"  {figure(session.tokens, 'd')} tokens  TTFT {figure(session.ttft_ms, '.0f')} ms", ""),
     )
-    council = [_council(session.council)] if session.council is not None else []
+    council = [_council(session.council)] if session.council else []
     return [head, *council, *(_stream(stream, width) for stream in session.streams)]
 
 
@@ -256,7 +253,7 @@ class Painter:
         data = make()
         while data and not self._closed:
             if select.select([], [self.fd], [], WRITE_WAIT_S)[1]:
-                with self._writing:
+                with self._writing, contextlib.suppress(BlockingIOError):
                     data = b"" if self._closed else data[os.write(self.fd, data[:WRITE_BYTES]) :]
 
     def close(self) -> None:
@@ -267,19 +264,24 @@ class Painter:
 
 
 @contextlib.contextmanager
-def taken(out: int, keys: int | None) -> Iterator[None]:
+def taken(terminal: int, keys: int | None) -> Iterator[int]:
     """The terminal on its other screen, keys one by one and without echo; afterwards it is as it was. Output that it
-    does not take is thrown away then, so that the end comes in any case."""
+    does not take is thrown away then, so that the end comes in any case. Gives the descriptor to write to."""
     before = None if keys is None else termios.tcgetattr(keys)
+    try:  # a write that waits in the kernel would lock the terminal; the caller's descriptor is not ours to change
+        out = os.open(os.ttyname(terminal), os.O_WRONLY | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        out = os.dup(terminal)
     try:
         if keys is not None:
             tty.setcbreak(keys, termios.TCSANOW)
         _put(out, ENTER)
-        yield
+        yield out
     finally:
         _put(out, LEAVE)
         if keys is not None and before is not None:
             termios.tcsetattr(keys, termios.TCSANOW, before)
+        os.close(out)
 
 
 def _put(fd: int, data: bytes) -> None:
@@ -292,14 +294,12 @@ def _put(fd: int, data: bytes) -> None:
 
 # ── the engine and the keys ──
 
-Find = Callable[[], Awaitable[EngineAddress]]  # raises RuntimeUnavailable when none runs
-
 
 @attrs.define(eq=False)
 class Top:
     """A fold that follows an engine, also the next one that starts here, and what the keys have chosen."""
 
-    find: Find
+    find: Callable[[], Awaitable[EngineAddress]]  # raises RuntimeUnavailable when none runs
     settings: Settings
     fold: TopFold = attrs.field(factory=TopFold)
     client: EngineClient | None = None  # None while no engine is there
@@ -373,7 +373,7 @@ class Top:
             except BlockingIOError:
                 continue
             except OSError:
-                return
+                pressed = b""
             if not pressed:
                 return
             for key in keys_in(pressed):
@@ -469,14 +469,13 @@ def _print(picture: Picture, json: bool) -> None:
     if json:
         console.print_line(as_json(picture))
         return
-    terminal = sys.stdout.isatty()
     width = shutil.get_terminal_size((WIDTH_PLAIN, 24)).columns
-    console.say(painted(drawn(picture, width, None), width, colours=terminal).rstrip("\n"))
+    console.say(painted(drawn(picture, width, None), width, colours=sys.stdout.isatty()).rstrip("\n"))
 
 
 async def _watch(top: Top) -> int:
-    out, keys = sys.stdout.fileno(), sys.stdin.fileno() if sys.stdin.isatty() else None
-    painter, code = Painter(out), 0
+    terminal, keys = sys.stdout.fileno(), sys.stdin.fileno() if sys.stdin.isatty() else None
+    code = 0
 
     async def end_on_signal() -> None:
         nonlocal code
@@ -485,14 +484,15 @@ async def _watch(top: Top) -> int:
                 code = 128 + number
                 top.over.set()
 
-    with taken(out, keys):
+    with taken(terminal, keys) as out:
+        painter = Painter(out)
         async with trio.open_nursery() as nursery:
             for task in (end_on_signal, top.polls, painter.run):
                 nursery.start_soon(task)
             if keys is not None:
                 nursery.start_soon(top.keys, keys, nursery)
             while not top.over.is_set():
-                painter.show(top.frame(os.get_terminal_size(out)))
+                painter.show(top.frame(os.get_terminal_size(terminal)))
                 with trio.move_on_after(1 / DRAW_HZ):
                     await top.over.wait()
             nursery.cancel_scope.cancel()

@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any, Final, TypeVar
+from weakref import WeakKeyDictionary
 
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from quart import Blueprint, Request, Response, g, jsonify, request
@@ -14,6 +15,7 @@ from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 
+from actors.session import SessionTable
 from engine.domain.errors import (
     EngineError,
     InternalError,
@@ -40,6 +42,9 @@ R = TypeVar("R", bound=Request)
 LENS_PATHS: Final = ("/api/", "/v1/")
 AGENT_HEADER: Final = "x-wf-agent"
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+# The engine's own app by its sessions, so that a service, which gets its port later, can join it before it serves.
+_main: Final[WeakKeyDictionary[QuartTrio, SessionTable]] = WeakKeyDictionary()
 
 logger = logging.getLogger("wf.web")
 
@@ -68,9 +73,19 @@ def create_app(
         schema_docs.blueprint(schemas),
         docs_page.blueprint(openapi_document(schemas), assets),
     )
-    return app_of(
+    app = app_of(
         routes, body_bytes_max=body_bytes_max, lens_body_bytes_max=lens_body_bytes_max, body_timeout_s=body_timeout_s
     )
+    _main[app] = engine.sessions
+    return app
+
+
+def join_main(engine: Engine, routes: Blueprint) -> None:
+    """Adds routes to the app that `create_app` made for this engine; nothing happens where it made none. Only before
+    that app has answered its first request: raises AssertionError afterwards, as Quart does."""
+    for app, sessions in _main.items():
+        if sessions is engine.sessions:
+            app.register_blueprint(routes)
 
 
 def app_of(

@@ -10,7 +10,7 @@ from importlib.resources import files
 from typing import Any, Final
 
 import attrs
-from quart import Blueprint, Response, request
+from quart import Blueprint, Response, current_app, request
 
 from engine.domain.errors import ForbiddenOrigin, NotFound
 from transport.wire.frames import SCHEMA_VERSION
@@ -22,6 +22,7 @@ CONTENT_TYPES: Final = {
     ".js": "text/javascript; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+SERVICE_PREFIX: Final = "service_"  # of the names of blueprints that serve a local service
 
 
 @attrs.frozen
@@ -70,7 +71,9 @@ def blueprint(engine: Engine, assets: Mapping[str, Asset]) -> Blueprint:
         allowed = facts.tier_limits
         models = allowed.max_parallel_models
         council = {"council_models_max": models, "turbo_models_max": models if allowed.turbo_enabled else 0}
-        return {
+        services = _services()
+        offered = {"services": services} if services else {}
+        return offered | {
             "ws_url": f"{engine.ws_origin(request.host)}/ws",
             "token": facts.token,
             "version": facts.version,
@@ -96,6 +99,12 @@ def _serve(assets: Mapping[str, Asset], name: str) -> Response:
         packing = {"content-encoding": "gzip"}
         return Response(asset.packed, content_type=asset.content_type, headers=headers | packing)
     return Response(asset.body, content_type=asset.content_type, headers=headers)
+
+
+def _services() -> list[str]:
+    """The local services that this port answers for, by name."""
+    names = current_app.blueprints
+    return sorted(name.removeprefix(SERVICE_PREFIX) for name in names if name.startswith(SERVICE_PREFIX))
 
 
 def _policy(ws_origin: str) -> str:

@@ -37,7 +37,7 @@ def test_of_snapshots_only_the_newest_counts(type_):
 
 def test_types_are_a_channel_and_a_name():
     types = [value for name, value in vars(events).items() if name.isupper() and isinstance(value, str)]
-    assert len(types) == 7
+    assert len(types) == 8
     assert all(re.fullmatch(r"(system|energy|experience|council)\.[a-z_]+", type_) for type_ in types)
 
 

@@ -433,9 +433,10 @@ async def test_of_pictures_that_wait_for_a_slow_terminal_only_the_newest_is_draw
                 painter.show(lambda number=number: make(number))
             go.set()
             shown = b""
-            while b"5" not in shown:
-                await trio.lowlevel.wait_readable(reading)
-                shown += os.read(reading, 100)
+            with trio.fail_after(30):
+                while b"5" not in shown:
+                    await trio.lowlevel.wait_readable(reading)
+                    shown += os.read(reading, 100)
             nursery.cancel_scope.cancel()
         assert (shown, made, painter.dropped) == (b"0 5 ", [0, 5], 4)
     finally:

@@ -106,9 +106,6 @@ def test_without_rich_it_says_what_to_install_and_json_goes_on(engine: EnginePro
 
 
 LEFT = b"\x1b[?25h\x1b[?1049l"
-IN_TERMINAL = (
-    "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
-)
 
 
 # ── in a terminal ───────────────────────────────────────────────────────────────────────────────────────────────────
@@ -161,11 +158,7 @@ def top_in_a_terminal(folder: Path) -> Iterator[Terminal]:
     termios.tcsetwinsize(theirs, (40, 120))
     before, env = termios.tcgetattr(theirs), environment(folder, TERM="xterm-256color")
     command = [sys.executable, "-m", "engine", "top"]
-    # A session of its own with this terminal: the keys that interrupt reach it as they reach a person's.
-    process = subprocess.Popen(
-        [sys.executable, "-c", IN_TERMINAL, *command], cwd=folder, env=env, stdin=theirs, stdout=theirs, stderr=theirs,
-        start_new_session=True,
-    )  # fmt: skip
+    process = subprocess.Popen(command, cwd=folder, env=env, stdin=theirs, stdout=theirs, stderr=theirs)
     try:
         yield Terminal(process, ours, theirs, before)
     finally:
@@ -194,7 +187,8 @@ def test_it_draws_stops_the_selected_session_and_quits(engine: EngineProcess) ->
 def test_interrupted_it_exits_130_and_the_terminal_is_as_it_was(engine: EngineProcess) -> None:
     with top_in_a_terminal(engine.folder) as terminal:
         terminal.until(b"WF Engine")
-        terminal.press(b"\x03")
+        assert termios.tcgetattr(terminal.theirs)[3] & termios.ISIG  # so that Ctrl+C is the signal
+        terminal.process.send_signal(signal.SIGINT)
         assert terminal.ended() == 130
 
 

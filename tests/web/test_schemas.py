@@ -113,7 +113,8 @@ def test_unknown_fields_are_refused_by_name(cls, body):
 
 
 @pytest.mark.parametrize(("body", "field"), [
-    (b'{"prompt":"x"}', "model"),
+    (b'{"model":"a","models":"b","prompt":"x"}', "$.models"),
+    (b'{"models":[],"mode":"council","prompt":"x"}', "$.models"),
     (b'{"model":"","prompt":"x"}', "$.model"),
     (b'{"model":"' + b"a" * 331 + b'","prompt":"x"}', "$.model"),
     (BASE + b',"mode":"choir"}', "$.mode"),

@@ -1,4 +1,8 @@
-"""The routes of one local service; every service of the table has the same, a classifier has three more."""
+"""The routes of one local service; every service of the table has the same, a classifier has three more.
+
+A service that has a port is offered under `/services/<name>` of the engine's own port too, where the dashboard, which
+may only ask where it came from, reaches it.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ from quart import Blueprint, Response, g, request
 
 from engine.domain.errors import NotFound
 from engine.domain.usage import AGENT, agent_of
-from web.app import AGENT_HEADER
+from web.app import AGENT_HEADER, join_main
+from web.page import SERVICE_PREFIX
 from web.services import classify
 from web.services.completions import CHAT, GENERATE, completion
 from web.services.service import Service, described
@@ -17,10 +22,45 @@ from web.services.service import Service, described
 ASKED_S: Final = 3.0  # how long /health waits, right after the start, for the runtimes to have been asked
 COMMON: Final = ("/chat/completions", "/generate", "/health", "/info")
 CLASSIFIER: Final = ("/classify_domain", "/extract_tmd", "/validate_domain")
+MOUNT: Final = "/services"
 
 
 def blueprint(service: Service) -> Blueprint:
-    routes = Blueprint(f"service_{service.name}", __name__)
+    """For an app of its own, on the port that the service has by now. The engine's own app, where there is one, gets
+    the same routes under a prefix."""
+    join_main(service.engine, mounted(service))
+    routes = _routes(service)
+
+    @routes.app_errorhandler(404)
+    async def nothing_here(_: Exception) -> tuple[dict[str, Any], int]:
+        error = NotFound("there is nothing at this path; GET /info lists what is", request_id=g.get("request_id"))
+        return error.body(), error.status
+
+    return routes
+
+
+def mounted(service: Service) -> Blueprint:
+    """The routes under `/services/<name>`; a classifier shows its vocabularies there as well."""
+    routes = _routes(service, f"{MOUNT}/{service.name}")
+    if service.entry.kind == "classifier":
+
+        @routes.get("/taxonomy")
+        async def taxonomy() -> dict[str, Any]:
+            return taxonomy_body(service)
+
+    return routes
+
+
+def taxonomy_body(service: Service) -> dict[str, Any]:
+    """Version and labels of each vocabulary, and the label that stands where the model said none of them."""
+    return {
+        part: {"version": one.version, "fallback": one.fallback, "labels": list(one.labels)}
+        for part, one in service.taxonomy.vocabularies().items()
+    }
+
+
+def _routes(service: Service, prefix: str | None = None) -> Blueprint:
+    routes = Blueprint(f"{SERVICE_PREFIX}{service.name}", __name__, url_prefix=prefix)
 
     @routes.before_request
     async def name_agent() -> None:
@@ -44,11 +84,6 @@ def blueprint(service: Service) -> Blueprint:
     async def info() -> dict[str, Any]:
         await _runtimes_asked(service)
         return info_body(service)
-
-    @routes.app_errorhandler(404)
-    async def nothing_here(_: Exception) -> tuple[dict[str, Any], int]:
-        error = NotFound("there is nothing at this path; GET /info lists what is", request_id=g.get("request_id"))
-        return error.body(), error.status
 
     if service.entry.kind == "classifier":
         _classifier_routes(routes, service)

@@ -4,9 +4,10 @@ import { lines } from "./lines.js";
 
 const TIMEOUT_MS = 10_000;
 const STOP_TIMEOUT_MS = 30_000; // /stop answers when the runtime's connection is closed
+const CLASSIFIER = "tlc_domain_classifier";
 
 /**
- * @typedef {{ws_url: string, version: string, schema_version: string, boot: string, tier: string, token: string, limits?: Record<string, any>}} Bootstrap
+ * @typedef {{ws_url: string, version: string, schema_version: string, boot: string, tier: string, token: string, limits?: Record<string, any>, services?: string[]}} Bootstrap
  * @typedef {{name: string, runtime: string, state?: string, capabilities?: string[], details?: Record<string, any>,
  *   size_bytes?: number, resident_bytes?: number, last_used?: string|null, tps?: number|null, ttft_ms?: number|null, pinned?: boolean}} Model
  * @typedef {{ram_total_bytes: number, ram_budget_bytes: number, vram_budget_bytes: number|null, used_bytes: number}} Memory
@@ -19,6 +20,12 @@ const STOP_TIMEOUT_MS = 30_000; // /stop answers when the runtime's connection i
  *   context: string, spent: {tokens: number, usd: number}, limits: {calls_per_hour: number, daily_tokens: number, daily_usd: number},
  *   providers: {name: string, host: string, key: boolean, reason: string|null, models: string[]}[]}} BrokerState
  * @typedef {{status: string, completed?: number, total?: number}} PullStep
+ * @typedef {"domain"|"task"|"method"} Part
+ * @typedef {{model: {name: string}, requested_model: string, fallback_reason: string|null}} ServiceInfo
+ * @typedef {Record<Part, {version: string, fallback: string, labels: string[]}>} Taxonomy
+ * @typedef {{tmd: Record<Part, string>, confidence: Record<Part, number|null>, validated: Record<Part, boolean>,
+ *   confidence_reason: Record<Part, string|null>, context_docs_used: number, context_chars_dropped: number,
+ *   model: string, fallback_reason: string|null}} Classified
  */
 
 /** A refusal of the engine, or the lack of any answer (code UNREACHABLE, made here). */
@@ -115,6 +122,21 @@ export const switchBroker = (mode, token) => call("/broker", { body: { mode }, t
 
 /** @returns {Promise<any>} */
 export const stats = () => call("/stats");
+
+/** Whether this start of the engine offers the classifier on its own port. @param {Bootstrap|null} engine */
+export const classifies = (engine) => engine?.services?.includes(CLASSIFIER) === true;
+
+/** @returns {Promise<ServiceInfo>} */
+export const classifier = () => call(`/services/${CLASSIFIER}/info`);
+
+/** @returns {Promise<Taxonomy>} */
+export const taxonomy = () => call(`/services/${CLASSIFIER}/taxonomy`);
+
+/**
+ * As long as it takes; leaving stops the model.
+ * @param {string} query @param {string[]} documents @param {AbortSignal} signal @returns {Promise<Classified>}
+ */
+export const classify = (query, documents, signal) => call(`/services/${CLASSIFIER}/extract_tmd`, { body: { query, context_docs: documents }, signal });
 
 /** The engine's own description of its calls. @returns {Promise<import("./features.js").Description>} */
 export const description = () => call("/openapi.json");

@@ -2,6 +2,7 @@
 
 import { idle, showAnswer } from "./answer.js";
 import { Broker } from "./broker.js";
+import { Classifier } from "./classifier.js";
 import { Composer } from "./composer.js";
 import { Connection } from "./connection.js";
 import { Downloads } from "./downloads.js";
@@ -66,6 +67,7 @@ class Page {
     this.events = new Events((entry) => this._showEvent(entry));
     this.sessions = /** @type {HTMLSelectElement} */ (byId("sessions"));
     this.screens = new Screens(this);
+    this.classifier = new Classifier((offered) => this.screens.allow("classifier", offered), (words) => this.announcer.say(words));
     this.drawRate = new Rate();
     /** @type {Session|null} */
     this.shown = null;
@@ -209,12 +211,14 @@ class Page {
       this.heat.show(this.lanes, session, this.inspector.open, this.picking.picked, now);
     } else if (this.screens.screen === "pool") this.pool.show(this._streaming(), this.library, now);
     else if (this.screens.screen === "events") this.events.show(this.store.log, now);
+    else if (this.screens.screen === "classifier") this.classifier.show(now);
     else this.gateway.show(now);
     if (this.link.lives === this._lives) return;
     if (this._lives === 0) this.downloads.resume();
     this._lives = this.link.lives;
     this.pace.begin();
     this.features.ask(this.link.engine?.boot ?? "");
+    this.classifier.look(this.link.engine);
     this._lookAgain();
   }
 
@@ -232,7 +236,7 @@ class Page {
   /** The engine told what it can do. */
   _described() {
     this.composer.picker.allow(this.features, this.link.engine);
-    this.screens.allow(this.features.has("/usage"));
+    this.screens.allow("gateway", this.features.has("/usage"));
     byId("broker").hidden = !this.features.has("/broker");
   }
 

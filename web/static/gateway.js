@@ -10,6 +10,27 @@ const POLL_MS = 2_000;
 /** @param {unknown} ms */
 const time = (ms) => (known(ms) ? (ms < 1_000 ? `${ms} ms` : `${ms / 1_000} s`) : NONE);
 
+/** @param {number} n */
+const count = (n) => n.toLocaleString("en");
+
+/**
+ * A percentile as it is known: it lies in a bucket, whose upper edge is told; beyond the last edge none is.
+ * @param {number|null} edge @param {{edges_ms: number[], counts: number[]}} latency
+ */
+export function atMost(edge, { edges_ms: edges, counts }) {
+  if (known(edge)) return `≤ ${time(edge)}`;
+  return counts.some((n) => n > 0) ? `> ${time(edges[edges.length - 1])}` : NONE;
+}
+
+/** Tokens of prompts; those that nobody counted are missing from the sum. @param {{requests: number, tokens_in: number, uncounted: number}} sums */
+export function tokensIn({ requests, tokens_in: tokens, uncounted }) {
+  if (uncounted === 0) return count(tokens);
+  return tokens > 0 || uncounted < requests ? `≥ ${count(tokens)}` : NONE;
+}
+
+/** @param {{cost_usd: number, unpriced: number}} sums @param {number} digits */
+const cost = ({ cost_usd: usd, unpriced }, digits) => `${unpriced > 0 ? "≥ " : ""}$${usd.toFixed(digits)}`;
+
 export class Gateway {
   constructor() {
     this._askedAt = -POLL_MS;
@@ -43,15 +64,16 @@ export class Gateway {
 
   /** @param {any} usage */
   _usage({ totals, rows, since, latency, fallbacks, ended, prices, avoided, ledger }) {
-    put(byId("g-requests"), String(totals.requests));
-    put(byId("g-in"), totals.tokens_in.toLocaleString("en"));
-    put(byId("g-out"), totals.tokens_out.toLocaleString("en"));
-    put(byId("g-cost"), `$${totals.cost_usd.toFixed(totals.cost_usd > 0 && totals.cost_usd < 0.01 ? 6 : 2)}`);
-    const parts = [`${totals.local_tokens.toLocaleString("en")} tokens here`, `${totals.remote_tokens.toLocaleString("en")} elsewhere`];
-    if (totals.synthetic_tokens > 0) parts.push(`${totals.synthetic_tokens.toLocaleString("en")} SYNTHETIC`);
-    if (totals.uncounted + totals.unpriced > 0) parts.push(`lower bounds: ${totals.uncounted} uncounted, ${totals.unpriced} unpriced`);
+    put(byId("g-requests"), count(totals.requests));
+    put(byId("g-in"), tokensIn(totals));
+    put(byId("g-in-why"), totals.uncounted > 0 ? `${count(totals.uncounted)} of ${count(totals.requests)} prompts not counted by their runtime` : "");
+    put(byId("g-out"), count(totals.tokens_out));
+    put(byId("g-cost"), cost(totals, totals.cost_usd > 0 && totals.cost_usd < 0.01 ? 6 : 2));
+    put(byId("g-cost-why"), totals.unpriced > 0 ? `${count(totals.unpriced)} answers without a known price` : "");
+    const parts = [`${count(totals.local_tokens)} tokens here`, `${count(totals.remote_tokens)} elsewhere`];
+    if (totals.synthetic_tokens > 0) parts.push(`${count(totals.synthetic_tokens)} SYNTHETIC`);
     put(byId("gateway-since"), since ? `since ${visible(String(since))} · ${parts.join(" · ")}` : "Nothing was asked yet.");
-    fill(byId("gateway-rows"), rows.map((/** @type {any} */ row) => [visible(row.key), String(row.requests), String(row.tokens_in), String(row.tokens_out), String(row.remote_tokens), `$${row.cost_usd.toFixed(4)}`]));
+    fill(byId("gateway-rows"), rows.map((/** @type {any} */ row) => [visible(row.key), count(row.requests), tokensIn(row), count(row.tokens_out), count(row.remote_tokens), cost(row, 4)]));
     this._latency("ttft", latency.ttft_ms);
     this._latency("duration", latency.duration_ms);
     fill(byId("fallback-rows"), fallbacks.map((/** @type {any} */ row) => [visible(row.reason), row.place, String(row.requests)]));
@@ -64,15 +86,16 @@ export class Gateway {
   }
 
   /** Counts by the engine's own edges. @param {string} name @param {{edges_ms: number[], counts: number[], p50: number|null, p95: number|null, p99: number|null}} latency */
-  _latency(name, { edges_ms: edges, counts, p50, p95, p99 }) {
-    put(byId(`g-${name}`), `p50 ${time(p50)} · p95 ${time(p95)} · p99 ${time(p99)}`);
+  _latency(name, latency) {
+    const { edges_ms: edges, counts, p50, p95, p99 } = latency;
+    put(byId(`g-${name}`), `p50 ${atMost(p50, latency)} · p95 ${atMost(p95, latency)} · p99 ${atMost(p99, latency)}`);
     const most = Math.max(1, ...counts);
     const list = byId(`g-${name}-bars`);
     while (list.childElementCount < counts.length) list.append(element("li", "", element("i"), element("span", "hidden")));
-    counts.forEach((count, i) => {
+    counts.forEach((answers, i) => {
       const item = /** @type {HTMLElement} */ (list.children[i]);
-      const words = `${i < edges.length ? `up to ${time(edges[i])}` : `longer than ${time(edges[i - 1])}`}: ${count}`;
-      /** @type {HTMLElement} */ (item.firstElementChild).style.height = `${(count / most) * 100}%`;
+      const words = `${i < edges.length ? `up to ${time(edges[i])}` : `longer than ${time(edges[i - 1])}`}: ${answers}`;
+      /** @type {HTMLElement} */ (item.firstElementChild).style.height = `${(answers / most) * 100}%`;
       if (item.title !== words) item.title = words;
       put(item.lastElementChild, words);
     });

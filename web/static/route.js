@@ -1,6 +1,6 @@
 /** The address of the page: which screen, which session, and how it is looked at. A shared link opens the same picture. No DOM. */
 
-export const SCREENS = /** @type {const} */ (["stream", "pool", "gateway", "events"]);
+export const SCREENS = /** @type {const} */ (["stream", "pool", "gateway", "classifier", "events"]);
 
 /**
  * @typedef {typeof SCREENS[number]} Screen

@@ -19,7 +19,8 @@ export class Screens {
     /** @type {Screen} */
     this.screen = "stream";
     this._wanted = parse(location.hash);
-    this._gateway = false;
+    /** @type {Set<Screen>} */
+    this._offered = new Set(["stream", "pool", "events"]);
   }
 
   start() {
@@ -36,17 +37,18 @@ export class Screens {
     });
   }
 
-  /** The gateway has its place where the engine keeps usage. @param {boolean} gateway */
-  allow(gateway) {
-    this._gateway = gateway;
-    byId("nav-gateway").hidden = !gateway;
-    if (this._wanted.screen === "gateway") this._turn("gateway");
+  /** A screen has its place where the engine has its source. @param {Screen} screen @param {boolean} offered */
+  allow(screen, offered) {
+    if (offered) this._offered.add(screen);
+    else this._offered.delete(screen);
+    byId(`nav-${screen}`).hidden = !offered;
+    if (this._wanted.screen === screen) this._turn(screen);
   }
 
   /** @param {string} name */
   goTo(name) {
     const screen = SCREENS.find((known) => known === name);
-    if (screen) this.show(screen, "");
+    if (screen && this._offered.has(screen)) this.show(screen, "");
   }
 
   /** @param {Screen} screen @param {string} session */
@@ -83,7 +85,7 @@ export class Screens {
     const { solo, slot, position } = page.picking;
     const session = this._wanted.session || (page.sessions.value && page.shown ? page.shown.id : "");
     const token = page.inspector.open && position !== null ? { slot, position } : null;
-    if (this._wanted.screen === "gateway" && this.screen !== "gateway") return; // it may come yet
+    if (!this._offered.has(this._wanted.screen)) return; // it may come yet
     const address = written({ screen: this.screen, session, evidence: page.inspector.open, solo, zoom: page.picture.zoom, theme, still, token });
     const plain = address === "#/stream" && location.hash === "";
     if (!plain && location.hash !== address) history.replaceState(null, "", address);
@@ -112,7 +114,7 @@ export class Screens {
 
   /** @param {Screen} screen */
   _turn(screen) {
-    this.screen = screen === "gateway" && !this._gateway ? "stream" : screen;
+    this.screen = this._offered.has(screen) ? screen : "stream";
     for (const name of SCREENS) {
       byId(`screen-${name}`).hidden = name !== this.screen;
       const link = byId(`nav-${name}`);
