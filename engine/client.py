@@ -19,6 +19,7 @@ from engine.state import EngineAddress
 
 TIMEOUT_S: Final = 10.0
 NO_TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # trusts nobody: the engine speaks plain HTTP on loopback
+FRAME_BYTES_MAX: Final = 32 * 1024 * 1024  # a snapshot holds up to 64 KiB of text of every stream
 LINE_BYTES_MAX: Final = 4 * 1024 * 1024  # one event of the engine; frames of text are far smaller
 
 
@@ -104,7 +105,7 @@ async def open_frames(address: EngineAddress, settings: Settings) -> AsyncIterat
     key = settings.api_keys[0].reveal() if settings.api_keys else ""
     headers = [(b"authorization", f"Bearer {key}".encode())] if key else []
     try:
-        async with open_websocket_url(address.ws, extra_headers=headers) as socket:
+        async with open_websocket_url(address.ws, extra_headers=headers, max_message_size=FRAME_BYTES_MAX) as socket:
             yield socket
     except ConnectionRejected as error:
         raise RemoteError(error.status_code, f"the engine refused its frames with {error.status_code}") from None

@@ -124,7 +124,7 @@ def test_a_refusal_can_be_tried_again_and_keeps_the_query(screen: Page, watch: W
 
 def test_a_question_can_be_cancelled(screen: Page) -> None:
     held: list[Route] = []
-    screen.route("**/extract_tmd", held.append)
+    screen.route("**/extract_tmd", lambda route: held.append(route))
     screen.fill("#c-query", "q")
     screen.click("#c-run")
     expect(screen.locator("#c-state")).to_contain_text("asking the model")

@@ -19,7 +19,8 @@ from trio_websocket import CloseReason, ConnectionClosed
 
 from engine.domain.errors import RuntimeUnavailable
 from engine.settings import Settings
-from engine.top import PATTERNS, RESYNC, SUBSCRIBE, Painter, Top, drawn, painted, require_rich
+from engine.top import PATTERNS, RESYNC, SUBSCRIBE, Painter, Top, require_rich
+from engine.top_draw import drawn, painted
 from engine.top_view import ENDED_MAX, KEYS, SESSIONS_MAX, TopFold, as_json, bar, keys_in
 from transport.wire.commands import Subscribe, parse_command
 

@@ -80,7 +80,7 @@ export function idle(composer) {
 
 /** @param {Session|null} session @param {Composer} composer */
 function title(session, composer) {
-  const prompt = session && composer.prompts.get(session.id);
+  const prompt = session && composer.questions.get(session.id)?.prompt;
   put(byId("title"), session ? (prompt ? visible(prompt).split("\n")[0] : `${session.streams.length > 1 ? `Council of ${session.streams.length}` : visible(session.awaited) || "Session"} via ${session.origin || "another program"}`) : "Ready");
   const meta = session ? [`session ${session.id.slice(0, 8)}`, elapsed(session), ...(session.streams.length > 1 ? [counted(session.streams.length, "stream")] : []), counted(session.tokens, "token")] : [];
   put(byId("meta"), meta.join(" · "));

@@ -8,6 +8,7 @@ import { recall, remember } from "./theme.js";
 
 /** @typedef {import("./session.js").Session} Session */
 /** @typedef {import("./api.js").Model} Model */
+/** @typedef {Parameters<typeof api.generate>[0]} Question */
 
 const PROMPTS = 80;
 const PARAMETERS = [["temperature", "temperature"], ["max_tokens", "max-tokens"], ["seed", "seed"], ["top_p", "top-p"], ["top_k", "top-k"]];
@@ -24,8 +25,13 @@ export class Composer {
     /** @type {Map<string, Model>} */
     this.models = new Map();
     this.modelsKnown = false;
-    /** @type {Map<string, string>} prompts of this page's own sessions */
-    this.prompts = new Map();
+    /** @type {Map<string, Question>} of this page's own sessions */
+    this.questions = new Map();
+    this.again = /** @type {HTMLButtonElement} */ (byId("again"));
+    /** @type {Question|null} of the session shown, once it is over */
+    this._over = null;
+    /** @type {Question|null} that was refused last */
+    this._refused = null;
     /** @type {Map<string, {answer: api.Stopped|null, failed: string}>} */
     this.stops = new Map();
     this.sending = false;
@@ -44,6 +50,8 @@ export class Composer {
     this.prompt.addEventListener("keydown", (event) => {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.submit();
     });
+    this.again.addEventListener("click", () => this._over && this._send(this._over));
+    byId("retry").addEventListener("click", () => (this._refused ? this._send(this._refused) : this.submit()));
     for (const example of document.querySelectorAll("#examples button")) {
       example.addEventListener("click", () => {
         this.prompt.value = example.textContent ?? "";
@@ -102,16 +110,24 @@ export class Composer {
       this._refuse(new api.ApiError("NOT_READY", this.picker.trouble));
       return;
     }
+    await this._send({ ...this.picker.request, prompt, parameters: this._parameters() });
+  }
+
+  /** Asks it, for the first time or again. What is in the prompt box stays; an empty one gets the question. @param {Question} question */
+  async _send(question) {
+    if (this.sending) return;
     this.sending = true;
     this._clear();
+    this.prompt.value ||= question.prompt;
     try {
-      const { session_id, dropped_models: dropped = [] } = await api.generate({ ...this.picker.request, prompt, parameters: this._parameters() });
+      const { session_id, dropped_models: dropped = [] } = await api.generate(question);
       this._note(dropped.length > 0 ? `The tier leaves out ${dropped.map(visible).join(", ")}.` : "");
-      this.prompts.set(session_id, prompt);
-      if (this.prompts.size > PROMPTS) this.prompts.delete(this.prompts.keys().next().value ?? "");
+      this.questions.set(session_id, question);
+      if (this.questions.size > PROMPTS) this.questions.delete(this.questions.keys().next().value ?? "");
       this.onAccepted();
     } catch (error) {
       this._refuse(error);
+      this._refused = question;
     } finally {
       this.sending = false;
     }
@@ -138,6 +154,10 @@ export class Composer {
     const cancelling = session !== null && session.active && this.stops.has(session.id);
     this.stopButton.disabled = !session?.active || cancelling || !live;
     byId("examples").hidden = session !== null || this.models.size === 0;
+    this._over = session && !session.active ? (this.questions.get(session.id) ?? null) : null;
+    this.again.hidden = this._over === null;
+    this.again.disabled = this.run.disabled;
+    put(this.again, session && (session.lost || session.end?.error) ? "Try again" : "Ask again");
     const many = this.picker.mode !== "single";
     const hint = many ? "Ask the council…" : "Ask something…";
     if (this.prompt.placeholder !== hint) this.prompt.placeholder = hint;
@@ -157,8 +177,8 @@ export class Composer {
   }
 
   _clear() {
-    put(byId("refusal"), "");
     byId("refusal").hidden = true;
+    this._refused = null;
     this._note("");
   }
 
@@ -171,10 +191,9 @@ export class Composer {
 
   /** @param {unknown} error */
   _refuse(error) {
-    const box = byId("refusal");
-    const code = document.createElement("b");
-    code.textContent = error instanceof api.ApiError ? error.code : "PAGE_ERROR";
-    box.replaceChildren(code, error instanceof Error ? error.message : String(error));
-    box.hidden = false;
+    this._refused = null;
+    put(byId("refusal-code"), error instanceof api.ApiError ? error.code : "PAGE_ERROR");
+    put(byId("refusal-message"), error instanceof Error ? error.message : String(error));
+    byId("refusal").hidden = false;
   }
 }

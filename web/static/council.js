@@ -1,5 +1,7 @@
 /** What `council.*` events say of a session: who takes part, what the engine heard between them, and what came of it. No DOM. */
 
+import { known } from "./format.js";
+
 const CUES = new Set(["constructive", "destructive", "neutral"]);
 
 /**
@@ -53,6 +55,7 @@ export class Council {
         break;
       case "synthesis":
         this.synthesis = payload;
+        dropOut(session, payload);
     }
   }
 
@@ -65,6 +68,37 @@ export class Council {
   /** Agreement of each two members as the engine measured it last. @returns {Pair[]} */
   get pairs() {
     return this.window?.agreement ?? [];
+  }
+}
+
+/** What `confidence` of a synthesis is, by its method; the other methods measure none. */
+const MEASURES = new Map([["consensus", "agreement"], ["best_certainty", "certainty"]]);
+
+/**
+ * What the council's end means for one stream; empty before it.
+ * @param {Council} council @param {import("./stream.js").Stream} stream
+ */
+export function ending({ synthesis }, stream) {
+  if (!synthesis) return "";
+  const told = (synthesis.report?.members ?? []).find((/** @type {any} */ one) => one.stream_id === stream.id);
+  if (synthesis.stream_id === stream.id) {
+    const measure = MEASURES.get(synthesis.method);
+    const sure = measure && known(synthesis.confidence) ? `, ${measure} ${synthesis.confidence.toFixed(2)}` : "";
+    return `chosen: ${synthesis.method}${sure}${synthesis.reason ? ` · ${synthesis.reason}` : ""}`;
+  }
+  if (stream.error) return ""; // it says why itself
+  const agreement = known(told?.agreement) ? `, agreement ${told.agreement.toFixed(2)}` : "";
+  return synthesis.stream_id === null ? "no answer was chosen" : `not chosen${agreement}`;
+}
+
+/**
+ * Why a stream is no longer part of its council, where only the last word of the council tells it.
+ * @param {Session} session @param {any} synthesis
+ */
+function dropOut(session, synthesis) {
+  for (const { model, reason } of synthesis.report?.dropped ?? []) {
+    const stream = session.streams.find((one) => one.model === model && !one.error);
+    if (stream) stream.error = { code: "LEFT", message: `It left the council: ${reason}` };
   }
 }
 

@@ -16,6 +16,7 @@ const CUES = new Map([
 
 /** The engine's own cue, in a word. Nothing is concluded here. @param {Session} session @returns {{kind: string, text: string}} */
 export function cue(session) {
+  if (!session.active) return { kind: "", text: "" }; // nobody is heard any more
   const { resonance, resonanceSinceMs, interference } = session.council;
   if (resonance) {
     const ms = Math.max(resonance.duration_ms ?? 0, session.nowMs - resonanceSinceMs);

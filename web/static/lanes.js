@@ -1,5 +1,6 @@
 /** One card per stream: who speaks, in which state, the words, and how it went. Numbers at 10 Hz, text every animation frame. */
 
+import { ending } from "./council.js";
 import { element, sign } from "./elements.js";
 import { fixed, known, put } from "./format.js";
 import { LANES } from "./session.js";
@@ -62,7 +63,8 @@ class Lane {
     this.code = element("b");
     this.message = element("span");
     this.error = element("div", { class: "error", role: "alert" }, this.code, this.message);
-    this.scroll = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Answer ${slot + 1}` }, this.text, this.waiting, this.error);
+    this.ending = element("p", "ending-note");
+    this.scroll = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Answer ${slot + 1}` }, this.text, this.waiting, this.error, this.ending);
     this.follow = element("button", { type: "button", class: "pill follow" });
     this.foot = element("footer", "mono quiet");
     this.foot.title = `Time to first token; Δt: median and 95th percentile of the newest ${STATISTIC_TOKENS} tokens; H̄: their mean entropy, a lower bound`;
@@ -81,12 +83,17 @@ class Lane {
     const state = session ? (stream?.error ? "LEFT" : over ? "DRAINED" : (reading?.state ?? "CHARGING")) : "IDLE";
     put(this.state, state);
     this.state.dataset.state = state;
-    put(this.name, session ? visible(stream?.model || session.awaited) || "unknown model" : "No session");
+    const name = session ? visible(stream?.model || session.awaited) || "unknown model" : "No session";
+    put(this.name, name);
+    if (this.name.title !== name) this.name.title = name;
     put(this.stall, session?.active && reading?.stall ? `silence ${Math.round(reading.silence_ms)} ms` : "");
     put(this.rate, fixed(reading?.tps, 1));
     put(this.waiting, session ? waiting(session, stream, now) : idle);
     const synthesis = session?.council.synthesis;
     this.chosen.hidden = !synthesis || !stream || synthesis.stream_id !== stream.id;
+    put(this.ending, session && stream ? visible(ending(session.council, stream)) : "");
+    this.ending.hidden = this.ending.textContent === "";
+    this.ending.dataset.chosen = String(!this.chosen.hidden);
     this.bar.style.width = `${(reading?.energy ?? 0) * 100}%`;
     this.box.classList.toggle("left", Boolean(stream?.error));
     this._failure(stream?.error ?? (session && session.streams.length <= 1 ? session.end?.error : null) ?? null, session, stream);

@@ -142,7 +142,7 @@ export class Store {
   /** @param {Session} session @param {string} kind @param {any} payload @param {number} monoMs */
   _council(session, kind, payload, monoMs) {
     session.council.take(session, kind, payload, monoMs);
-    if (kind === "resonance" && payload.phase !== "end") this._notice("resonance", session);
+    if (kind === "resonance" && payload.phase !== "end" && payload.celebrate !== false) this._notice("resonance", session);
     if (kind === "model_error") this._notice("left", session, payload.model ?? "a member");
   }
 
