@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: run test check style types layers unit browser-packages bench lock clean
+.PHONY: run test test-offline check style types layers unit browser-packages bench lock clean
 
 run: $(VENV)/.installed
 	@$(BIN)/python -m engine serve $(ARGS)
@@ -27,6 +27,11 @@ layers: $(VENV)/.installed-test
 
 unit: $(VENV)/.installed-test browser-packages
 	$(BIN)/pytest
+
+# The suite where there is no network but loopback, less the tests that need a browser or the registry of npm. ARGS names
+# some of it: make test-offline ARGS=tests/actors. It needs unshare, and the right to a network namespace.
+test-offline: $(VENV)/.installed-test
+	@$(BIN)/python -m tests.system.offline $(ARGS)
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m bench

@@ -9,6 +9,7 @@ that cannot be written, nothing leaves.
 from __future__ import annotations
 
 import logging
+import math
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -302,7 +303,9 @@ class Broker:
 
 def _number(line: Mapping[str, Any], name: str) -> float:
     value = line.get(name)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0 else 0.0
+    if not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf:
+        return 0.0
+    return float(value)
 
 
 def _unwritable(error: OSError) -> EngineError:

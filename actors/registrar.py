@@ -18,7 +18,7 @@ from engine.domain.errors import EngineError, NotFound
 BACKOFF_S: Final = 1.0  # after the first failure; it doubles
 BACKOFF_MAX_S: Final = 60.0
 LOOK_S: Final = 1.0  # how often a service is looked at; when its status has changed, that is told at once
-GOODBYE_S: Final = 1.0  # for all of them, when the engine stops
+GOODBYE_S: Final = 2.0  # for all of them, when the engine stops
 
 logger = logging.getLogger("wf.registrar")
 

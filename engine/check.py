@@ -12,6 +12,7 @@ import trio
 from actors.catalog import Catalog
 from actors.clock import EngineClock
 from engine.app import tier_for
+from engine.broker_log import verify_chain
 from engine.config import policies_of, settings_dict
 from engine.domain.errors import ConfigError, EngineError
 from engine.runtimes import runtimes_for
@@ -45,6 +46,7 @@ def run_checks(load: Callable[[], Settings], environ: Mapping[str, str]) -> dict
     held = f"; held by the engine at {running.http}" if running else ""
     problem = _folder_problem(state)
     note("state folder", problem is None, problem or f"{state}{held}")
+    _note_record(state, note)
     if running is None:
         for name, host, port in (
             ("http port", settings.http.host, settings.http.port),
@@ -58,6 +60,18 @@ def run_checks(load: Callable[[], Settings], environ: Mapping[str, str]) -> dict
     except ConfigError as error:
         note("runtimes", False, error.message)
     return {"ok": all(c["ok"] is not False for c in checks), "checks": checks, "settings": settings_dict(settings)}
+
+
+def _note_record(state: Path, note: Callable[[str, bool | None, str], None]) -> None:
+    """What the broker wrote down must be as it was written. Without a record there is nothing to say."""
+    chain = verify_chain(state)
+    if chain is None:
+        return
+    if chain.broken is not None:
+        before = f"the {chain.lines} lines before it are as they were written"
+        note("broker's record", False, f"{chain.broken}; {before}; moved away, a new one is begun")
+    else:
+        note("broker's record", True, f"{chain.lines} lines, as they were written; the last hash is {chain.last}")
 
 
 def _note_services(

@@ -50,6 +50,7 @@ from engine.usage_store import SqliteUsage
 from policies.admission import PoolCaps, budgets
 from policies.degrade import Ladder
 from policies.load import Policies
+from policies.providers import preloaded
 from policies.restart import NEVER, RestartPolicy
 from policies.tiers import TierChoice, TierLimits, TierPolicy, below
 
@@ -345,7 +346,8 @@ def _tell_both(
 def _prefetcher(catalog: Catalog, pool: PoolHandle, settings: Settings) -> Prefetcher:
     auto = settings.pool.prefetch == "auto"
     councils = [spec.members for spec in council_specs(settings.councils).values()] if auto else []
-    return Prefetcher(catalog, pool, settings.pool.warm, councils, often=auto)
+    warm = (*settings.pool.warm, *preloaded(settings.providers))
+    return Prefetcher(catalog, pool, warm, councils, often=auto)
 
 
 def _councils(catalog: Catalog, sessions: SessionTable, settings: Settings, tiers: TierPolicy, tier: Tier) -> Councils:

@@ -416,7 +416,8 @@ class Settings:
     providers: dict[str, Any] = row(
         attrs.Factory(dict),
         doc="more servers: name: {base_url: http://127.0.0.1:8000, timeout_seconds: 30, preferred_models: [], "
-        "auto_discovery: true}; openai, anthropic and openrouter are outside this machine and need the broker",
+        "auto_discovery: true, preload: false}; preload (of ollama and huggingface) brings the preferred models into "
+        "free memory at the start; openai, anthropic and openrouter are outside this machine and need the broker",
         validator=_providers,
     )
     default_provider: str | None = row(

@@ -30,8 +30,9 @@ _URL: Final = re.compile(
     r"https?://(?:[A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%/-]{0,256})?"
 )
 _PATH: Final = re.compile(r"[^\x00-\x1f]{1,1024}")
-_KEYS: Final = frozenset({"base_url", "timeout_seconds", "preferred_models", "auto_discovery"})
-_HUGGINGFACE_KEYS: Final = frozenset({"cache_dir", "device", "models"})
+_KEYS: Final = frozenset({"base_url", "timeout_seconds", "preferred_models", "auto_discovery", "preload"})
+_HUGGINGFACE_KEYS: Final = frozenset({"cache_dir", "device", "models", "preload"})
+_HUGGINGFACE_RUNTIME: Final = "llama_cpp"  # what answers for its models
 _URLS: Final[Mapping[str, str]] = {
     "openai": "https://api.openai.com",
     "anthropic": "https://api.anthropic.com",
@@ -69,16 +70,19 @@ class HubModel:
 
 @attrs.frozen
 class HuggingFaceSpec:
-    """`providers.huggingface`. `cache_dir` null is the engine's own folder."""
+    """`providers.huggingface`. `cache_dir` null is the engine's own folder. `preload`: its models are brought into free
+    memory at the start."""
 
     cache_dir: str | None = None
     device: str = "auto"  # auto | cpu | cuda
     models: tuple[HubModel, ...] = ()
+    preload: bool = False
 
 
 @attrs.frozen
 class ProviderSpec:
-    """One provider. `auto_discovery`: all its models are listed, else only the preferred ones."""
+    """One provider. `auto_discovery`: all its models are listed, else only the preferred ones. `preload`: the preferred
+    ones are brought into free memory at the start."""
 
     name: str
     base_url: str | None
@@ -86,6 +90,7 @@ class ProviderSpec:
     timeout_s: float = TIMEOUT_S
     preferred_models: tuple[str, ...] = ()
     auto_discovery: bool = True
+    preload: bool = False
 
     @property
     def host(self) -> str:
@@ -125,7 +130,20 @@ def huggingface_spec(data: Mapping[str, Any]) -> HuggingFaceSpec | None:
     if not isinstance(models, list) or len(models) > MODELS_MAX:
         raise Misfit(f"a list of at most {MODELS_MAX} models", quoted(models), (*within, "models"))
     named = tuple(_hub_model(model, (*within, "models", at)) for at, model in enumerate(models))
-    return HuggingFaceSpec(cache_dir, device, named)
+    return HuggingFaceSpec(cache_dir, device, named, _switch(entry, "preload", False, within))
+
+
+def preloaded(data: Mapping[str, Any]) -> tuple[str, ...]:
+    """The models that are to be brought into free memory at the start, by names that can only mean those of their
+    provider. Raises Misfit with the path to the fault."""
+    named = [
+        (spec.name, model) for spec in provider_specs(data).values() if spec.preload for model in spec.preferred_models
+    ]
+    hub = huggingface_spec(data)
+    if hub is not None and hub.preload:
+        named += [(_HUGGINGFACE_RUNTIME, model.name) for model in hub.models]
+    full = [(f"{provider}/{model}", model) for provider, model in named]
+    return tuple(qualified if is_model_name(qualified) else model for qualified, model in full)
 
 
 def check_providers(data: Mapping[str, Any]) -> None:
@@ -148,27 +166,36 @@ def _provider(name: str, entry: Any) -> ProviderSpec:
     timeout_s = entry.get("timeout_seconds", TIMEOUT_S)
     if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s <= TIMEOUT_MAX_S:
         raise Misfit(f"seconds, up to {TIMEOUT_MAX_S:g}", quoted(timeout_s), (*within, "timeout_seconds"))
-    preferred, discovers = entry.get("preferred_models", []), entry.get("auto_discovery", True)
+    preferred = entry.get("preferred_models", [])
     if not isinstance(preferred, list) or len(preferred) > MODELS_MAX:
         raise Misfit(f"a list of at most {MODELS_MAX} names", quoted(preferred), (*within, "preferred_models"))
     for at, model in enumerate(preferred):
         if not isinstance(model, str) or not is_model_name(model):
             raise Misfit("a model's name", quoted(model), (*within, "preferred_models", at))
-    if not isinstance(discovers, bool):
-        raise Misfit("true or false", quoted(discovers), (*within, "auto_discovery"))
-    spec = ProviderSpec(name, base_url, dialect, float(timeout_s), tuple(preferred), discovers)
+    discovers, preload = _switch(entry, "auto_discovery", True, within), _switch(entry, "preload", False, within)
+    spec = ProviderSpec(name, base_url, dialect, float(timeout_s), tuple(preferred), discovers, preload)
     if spec.satellite and not str(base_url).startswith("https://"):
         raise Misfit("https: what leaves this machine is encrypted", quoted(base_url), (*within, "base_url"))
     if dialect is Dialect.ANTHROPIC and not spec.satellite:
         raise Misfit("an address outside this machine", quoted(base_url), (*within, "base_url"))
     if spec.satellite and dialect is Dialect.OLLAMA:
         raise Misfit("an address of this machine", quoted(base_url), (*within, "base_url"))
+    if preload and dialect is not Dialect.OLLAMA:
+        where = "outside this machine there is nothing to load" if spec.satellite else "such a server loads by itself"
+        raise Misfit(f"false, as {where}", None, (*within, "preload"))
     return spec
 
 
 def _check_keys(entry: Any, known: frozenset[str], within: tuple[str | int, ...]) -> None:
     if not isinstance(entry, dict) or not set(entry) <= known:
         raise Misfit(f"a mapping with no keys but {', '.join(sorted(known))}", None, within)
+
+
+def _switch(entry: Mapping[str, Any], key: str, default: bool, within: tuple[str | int, ...]) -> bool:
+    value = entry.get(key, default)
+    if not isinstance(value, bool):
+        raise Misfit("true or false", quoted(value), (*within, key))
+    return value
 
 
 def _hub_model(entry: Any, within: tuple[str | int, ...]) -> HubModel:

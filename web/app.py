@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import logging
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
 from weakref import WeakKeyDictionary
 
+import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
 from quart import Blueprint, Request, Response, g, jsonify, request
+from quart.typing import ResponseTypes
+from quart.utils import encode_headers
+from quart.wrappers.base import BaseRequestWebsocket
+from quart.wrappers.response import DataBody
 from quart_trio import QuartTrio
 from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
+from werkzeug.routing import MapAdapter
 
 from actors.session import SessionTable
 from engine.domain.errors import (
@@ -42,6 +50,13 @@ R = TypeVar("R", bound=Request)
 LENS_PATHS: Final = ("/api/", "/v1/")
 AGENT_HEADER: Final = "x-wf-agent"
 REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,128}")
+EVERY_RESPONSE: Final = (  # has these headers, unless its handler said otherwise
+    ("x-schema-version", SCHEMA_VERSION),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "no-referrer"),
+    ("cross-origin-resource-policy", "same-origin"),
+    ("cache-control", "no-store"),
+)
 
 # The engine's own app by its sessions, so that a service, which gets its port later, can join it before it serves.
 _main: Final[WeakKeyDictionary[QuartTrio, SessionTable]] = WeakKeyDictionary()
@@ -92,7 +107,7 @@ def app_of(
     routes: Iterable[Blueprint], *, body_bytes_max: int, lens_body_bytes_max: int, body_timeout_s: float
 ) -> QuartTrio:
     """These routes with what every app of ours has: limits on bodies, request ids, headers and error bodies."""
-    app = QuartTrio("wf", static_folder=None)
+    app = LeanApp("wf", static_folder=None)
     app.request_class = _sized_requests(app.request_class, body_bytes_max, lens_body_bytes_max)
     app.config["BODY_TIMEOUT"] = body_timeout_s
     app.config["RESPONSE_TIMEOUT"] = None
@@ -111,14 +126,15 @@ def app_of(
 
     @app.after_request
     async def stamp(response: Response) -> Response:
-        response.headers.setdefault("x-request-id", g.get("request_id") or secrets.token_hex(8))
+        headers = response.headers
+        present = {name.lower() for name in headers.keys()}
+        if "x-request-id" not in present:
+            headers.add("x-request-id", g.get("request_id") or secrets.token_hex(8))
         if request.path.startswith("/v1/messages"):
-            response.headers["request-id"] = response.headers["x-request-id"]  # where Anthropic's clients look
-        response.headers.setdefault("x-schema-version", SCHEMA_VERSION)
-        response.headers.setdefault("x-content-type-options", "nosniff")
-        response.headers.setdefault("referrer-policy", "no-referrer")
-        response.headers.setdefault("cross-origin-resource-policy", "same-origin")
-        response.headers.setdefault("cache-control", "no-store")
+            headers["request-id"] = headers["x-request-id"]  # where Anthropic's clients look
+        for name, value in EVERY_RESPONSE:
+            if name not in present:
+                headers.add(name, value)
         return response
 
     @app.errorhandler(EngineError)
@@ -146,7 +162,31 @@ def _sized_requests(base: type[R], native_max: int, lens_max: int) -> type[R]:
             kwargs["max_content_length"] = lens_max if path.startswith(LENS_PATHS) else native_max
             super().__init__(method, scheme, path, *args, **kwargs)
 
+        @functools.cached_property
+        def blueprints(self) -> list[str]:
+            """Known once the request is routed, and nobody asks before."""
+            found: list[str] = super().blueprints
+            return found
+
     return SizedRequest
+
+
+class LeanApp(QuartTrio):
+    """quart without what it does again for every request and never finds otherwise."""
+
+    def ensure_async(self, func: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+        return func if _is_async(func) else self.sync_to_async(func)
+
+    def create_url_adapter(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
+        """Routes know no host: which ones are served, the gate has decided."""
+        if request is None:
+            return super().create_url_adapter(None)
+        return self.url_map.bind("localhost", default_method=request.method, path_info=request.path)
+
+
+@functools.lru_cache(maxsize=1024)
+def _is_async(func: Callable[..., Any]) -> bool:
+    return inspect.iscoroutinefunction(func)
 
 
 class RequestConnection(TrioASGIHTTPConnection):
@@ -154,10 +194,23 @@ class RequestConnection(TrioASGIHTTPConnection):
     of the body: then nobody ever touches the response's iterator."""
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        request = self._create_request_from_scope(send)
         try:
-            await super().__call__(receive, send)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.handle_messages, nursery, request, receive)
+                await self.handle_request(nursery, request, send)  # quart-trio starts a second task for it
         finally:
             left(self.scope)
+
+    async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
+        """A body that is there is sent in one message, which is also the last one."""
+        if not isinstance(response, Response) or not isinstance(response.response, DataBody):
+            await super()._send_response(send, response)
+            return
+        body = response.response
+        headers = encode_headers(response.headers)
+        await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+        await send({"type": "http.response.body", "body": body.data[body.begin : body.end], "more_body": False})
 
 
 def _error(error: EngineError) -> Response:

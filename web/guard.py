@@ -13,9 +13,10 @@ takes a client that listens to a stream for an idle one.
 from __future__ import annotations
 
 import logging
+import math
 import re
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, Final, cast
@@ -25,14 +26,14 @@ import h11
 import msgspec
 import trio
 from hypercorn.config import Config
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Body, Response
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState
+from hypercorn.typing import ConnectionState, H11SendableEvent
 from hypercorn.utils import parse_socket_addr
 from quart_trio import QuartTrio
 
@@ -143,22 +144,45 @@ class HttpConnection(TCPServer):
         self.counters = counters
         self._deadline_stream = stream
         self._tasks = trio.CancelScope()
+        self._watch = trio.CancelScope()
+        self._idle_wait = trio.CancelScope()
+        self._idle_until = math.inf  # on the clock of trio; infinity while a request is under way
 
     async def run(self) -> None:
         with self._tasks:
             async with TaskGroup() as group:
                 self._task_group = group
                 self.protocol = cast("Any", Http1Protocol(self, *_addresses(self._deadline_stream)))
-                await self.idle_task.restart(group, self._idle_timeout)
+                self._set_idle(True)
+                group.spawn(self._close_when_idle)
                 await self._read_data()
-                await self.idle_task.stop()  # the peer is gone: nothing to wait for but the app
+                self._watch.cancel()  # the peer is gone: nothing to wait for but the app
         await self._deadline_stream.finish(self.limits.linger_s)
 
     async def protocol_send(self, event: Event) -> None:
         if isinstance(event, RawData):
             await self.write(event.data)
+        elif isinstance(event, Updated):
+            self._set_idle(event.idle)
         else:
             await super().protocol_send(event)
+
+    def _set_idle(self, idle: bool) -> None:
+        self._idle_until = trio.current_time() + self.limits.head_s if idle else math.inf
+        self._idle_wait.deadline = self._idle_until
+
+    async def _close_when_idle(self) -> None:
+        """End the connection once it was idle for `head_s`, or idle when the engine stops. One task for its whole life:
+        hypercorn starts one for each pause between two requests, which is a tenth of a small answer."""
+        with self._watch:
+            while not self.context.terminated.is_set():
+                self._idle_wait = trio.CancelScope(deadline=self._idle_until)
+                with self._idle_wait:
+                    await self.context.terminated.wait()
+                if trio.current_time() >= self._idle_until:  # else a request came in the turn in which the time ran out
+                    break
+            if self._idle_until < math.inf:
+                await self._initiate_server_close()
 
     async def write(self, data: bytes) -> None:
         """Write all of it, or end the connection: no other bytes ever follow a part of `data`.
@@ -219,6 +243,7 @@ class Http1Protocol(H11Protocol):
         self.counters = connection.counters
         self._write = connection.write
         self._in_chunks = False  # this response: known once h11 has framed the first piece of its body
+        self._held = b""  # the head of a whole answer, until its body is there
 
     async def stream_send(self, event: StreamEvent) -> None:
         """Pieces of a body take the short way; all else goes hypercorn's."""
@@ -242,7 +267,26 @@ class Http1Protocol(H11Protocol):
                 return
             self._in_chunks = by_h11 == framed
             framed = by_h11
-        await self._write(framed)
+        await self._write_after_head(framed)
+
+    async def _send_h11_event(self, event: H11SendableEvent) -> None:
+        """A head that says how long its body is waits for that body: both are there, and two writes wake the client
+        twice. That of a stream goes out at once."""
+        try:
+            data = self.connection.send(event)
+        except h11.LocalProtocolError:
+            if self.connection.their_state is not h11.ERROR:
+                raise
+            return
+        if isinstance(event, h11.Response) and any(name == b"content-length" for name, _ in event.headers):
+            self._held = data
+        elif data or isinstance(event, h11.EndOfMessage):
+            await self._write_after_head(data)
+
+    async def _write_after_head(self, data: bytes) -> None:
+        data, self._held = self._held + data, b""
+        if data:  # the end of a body whose length was told is no bytes
+            await self._write(data)
 
     async def _check_protocol(self, event: h11.Request) -> None:
         """hypercorn switches to h2c or HTTP/2 here. We never do."""
@@ -343,17 +387,23 @@ class _Answer:
             await trio.lowlevel.checkpoint()
         if message.get("more_body"):  # one write, which shields itself, and nothing after it
             await self._send(message)
-            return
-        start = message["type"] == "http.response.start"
-        if start:
-            headers = message["headers"] = list(message.get("headers", ()))
-            _set_default(headers, b"x-request-id", self.request_id.encode("ascii"))
-            _set_default(headers, b"x-schema-version", SCHEMA_VERSION.encode("ascii"))
-            if self.last:
-                headers.append((b"connection", b"close"))
-        with trio.move_on_after(self._write_timeout_s, shield=True):  # the write itself has its own deadline
+        elif message["type"] == "http.response.start":  # the same
+            self._set_own_headers(message)
             await self._send(message)
-        self.started |= start
+            self.started = True
+        else:
+            with trio.move_on_after(self._write_timeout_s, shield=True):  # the write itself has its own deadline
+                await self._send(message)
+
+    def _set_own_headers(self, message: dict[str, Any]) -> None:
+        headers = message["headers"] = list(message.get("headers", ()))
+        names = {name.lower() for name, _ in headers}
+        if b"x-request-id" not in names:
+            headers.append((b"x-request-id", self.request_id.encode("ascii")))
+        if b"x-schema-version" not in names:
+            headers.append((b"x-schema-version", SCHEMA_VERSION.encode("ascii")))
+        if self.last:
+            headers.append((b"connection", b"close"))
 
     async def refuse(self, error: EngineError, receive: Receive) -> None:
         """Answer instead of the app, which also means: take the body off hypercorn's queue, or it stands still."""
@@ -422,12 +472,3 @@ def _request_id(head: RequestHead) -> str:
     if len(given) == 1 and REQUEST_ID.fullmatch(given[0]):
         return given[0].decode("ascii")
     return secrets.token_hex(8)
-
-
-def _set_default(headers: Headers, name: bytes, value: bytes) -> None:
-    if not _has(headers, name):
-        headers.append((name, value))
-
-
-def _has(headers: Collection[tuple[bytes, bytes]], name: bytes) -> bool:
-    return any(key.lower() == name for key, _ in headers)

@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from tests.browser.acts import until
 from tests.browser.npm import installed
-from tests.browser.scripted import FIRST_FRAME, council, frame, peer
+from tests.browser.scripted import FIRST_FRAME, NAMES, council, event, frame, peer, stream_id
 
 pytestmark = pytest.mark.browser
 
@@ -119,6 +119,44 @@ def test_a_council_fits_a_narrow_window(blank: Page, width: int) -> None:
         blank.goto(f"/#/{screen}")
         expect(blank.locator("#link")).not_to_have_text("Connecting")
         assert blank.evaluate("document.documentElement.scrollWidth") <= width, screen
+
+
+def ended_council(count: int) -> list[dict[str, Any]]:
+    """One member left, and the first was chosen."""
+    broken = {"code": "UPSTREAM_TRUNCATED", "message": "the runtime broke off", "retryable": True, "details": {}}
+    left = event("council.model_error", stream_id=stream_id(1), model=NAMES[1], reason="error", error=broken)
+    rest = {"reason": "finished", "error": None, "totals": {"tokens": 9}, "duration_ms": 2000.0, "ttft_ms": 9.0}
+    end = event("experience.session_end", **rest, stop_latency_ms=None, summary={})
+    chosen = {"stream_id": stream_id(0), "model": NAMES[0], "method": "best_certainty", "confidence": 0.87}
+    last = event("council.synthesis", **chosen, reason="its mean certainty is the highest", report={})
+    messages = council(count, 5)
+    return [*messages, frame(FIRST_FRAME + len(messages), left, end, last)]
+
+
+CUT = """() => [...document.querySelectorAll(`.lane header *, .lane footer, .ending-note, .title *, .top *, .controls *,
+    .numbers *, .members *, .rail *`)]
+  .filter(one => one instanceof HTMLElement && one.clientWidth > 1 && one.scrollWidth > one.clientWidth + 1)
+  .map(one => `${one.id || one.className}: ${one.textContent}`)"""
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+@pytest.mark.parametrize(("width", "count"), [(1024, 3), (1024, 4), (1024, 5), (1024, 6), (1440, 6), (390, 3)])
+def test_no_word_of_a_council_is_cut(blank: Page, width: int, count: int, theme: str) -> None:
+    blank.emulate_media(color_scheme=theme)
+    peer(blank, ended_council(count))
+    blank.set_viewport_size({"width": width, "height": 768})
+    blank.goto("/")
+    expect(blank.locator(".lane .ending-note").first).to_have_text(
+        "chosen: best_certainty, certainty 0.87", timeout=15_000
+    )
+    assert blank.evaluate(CUT) == []
+    heights = blank.eval_on_selector_all(".lane .scroll", "boxes => boxes.map(box => box.clientHeight)")
+    assert min(heights) >= 44  # two lines of text
+    assert max(heights) <= 400  # and a long answer scrolls in its lane
+    error = blank.locator(".lane .error").nth(1)
+    error.scroll_into_view_if_needed()
+    expect(error).to_be_in_viewport(ratio=1)
+    assert blank.evaluate("document.documentElement.scrollWidth") <= width
 
 
 def test_targets_are_large_enough(blank: Page) -> None:

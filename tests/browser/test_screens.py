@@ -81,6 +81,62 @@ def test_the_gateway_shows_the_ledger(page: Page) -> None:
         page.select_option("#gateway-by", "agent")
 
 
+def sums(**more: Any) -> dict[str, Any]:
+    usual = {"requests": 4, "tokens_in": 0, "tokens_out": 80, "local_tokens": 80, "remote_tokens": 0}
+    return usual | {"synthetic_tokens": 0, "cost_usd": 0.0, "uncounted": 0, "unpriced": 0} | more
+
+
+@pytest.mark.parametrize(
+    ("counted", "tokens", "why"),
+    [
+        ({"tokens_in": 1234}, "1,234", ""),
+        ({"uncounted": 4}, "—", "4 of 4 prompts not counted by their runtime"),
+        ({"uncounted": 1, "tokens_in": 30}, "≥ 30", "1 of 4 prompts not counted by their runtime"),
+    ],
+)
+def test_prompts_that_nobody_counted_are_no_zero(page: Page, counted: Any, tokens: str, why: str) -> None:
+    def usage(route: Route) -> None:
+        body = route.fetch().json()
+        route.fulfill(json=body | {"totals": sums(**counted), "rows": [sums(**counted, key="m")]})
+
+    page.route("**/usage?by=*", usage)
+    page.click("#nav-gateway")
+    expect(page.locator("#g-in")).to_have_text(tokens)
+    expect(page.locator("#g-in-why")).to_have_text(why)
+    expect(page.locator("#gateway-rows td").nth(1)).to_have_text(tokens)
+    expect(page.locator("#g-cost")).to_have_text("$0.00")
+
+
+def test_a_cost_that_is_not_known_of_all_is_a_lower_bound(page: Page) -> None:
+    def usage(route: Route) -> None:
+        body = route.fetch().json()
+        route.fulfill(json=body | {"totals": sums(cost_usd=0.5, unpriced=2), "rows": []})
+
+    page.route("**/usage?by=*", usage)
+    page.click("#nav-gateway")
+    expect(page.locator("#g-cost")).to_have_text("≥ $0.50")
+    expect(page.locator("#g-cost-why")).to_have_text("2 answers without a known price")
+
+
+def test_a_percentile_is_told_as_the_edge_of_its_bar(page: Page) -> None:
+    told = page.evaluate(
+        """async () => {
+          const { atMost } = await import("/static/gateway.js");
+          const some = { edges_ms: [10, 500, 5000], counts: [1, 2, 0, 1] };
+          const none = { edges_ms: [10, 500, 5000], counts: [0, 0, 0, 0] };
+          return [atMost(500, some), atMost(5000, some), atMost(null, some), atMost(null, none)];
+        }"""
+    )
+    assert told == ["≤ 500 ms", "≤ 5 s", "> 5 s", "—"]
+    run(page, "embedded/lexicon", max_tokens=3)
+    ended(page)
+    page.click("#nav-gateway")
+    expect(page.locator("#g-ttft")).to_have_text(re.compile(r"p50 ≤ [\d.]+ m?s · p95 ≤ [\d.]+ m?s · p99 ≤ [\d.]+ m?s"))
+    expect(page.locator("#screen-gateway th", has_text="elsewhere")).to_have_attribute(
+        "title", re.compile("outside this machine")
+    )
+
+
 def test_without_a_ledger_there_is_no_gateway(blank: Page) -> None:
     def description(route: Route) -> None:
         body = route.fetch().json()

@@ -72,6 +72,7 @@ async def satellite_rig(
     satellites = {
         name: satellite_of(spec, clock, broker, KeyFound(Secret(KEY)), cloud.make)
         for name, spec in provider_specs(settings.providers).items()
+        if spec.satellite
     }
     core = Core.build({"ollama": local, **satellites}, clock, settings, policies, choice, broker=broker)
     async with trio.open_nursery() as nursery:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from policies.providers import Dialect, HubModel, HuggingFaceSpec, huggingface_spec, provider_specs, refused_format
+from policies.providers import (
+    Dialect,
+    HubModel,
+    HuggingFaceSpec,
+    huggingface_spec,
+    preloaded,
+    provider_specs,
+    refused_format,
+)
 from policies.schema import Misfit
 
 
@@ -45,6 +53,9 @@ def test_any_other_name_is_an_openai_compatible_server():
         ({"openai": {"timeout_seconds": True}}, ("providers", "openai", "timeout_seconds")),
         ({"openai": {"preferred_models": ["../x"]}}, ("providers", "openai", "preferred_models", 0)),
         ({"openai": {"auto_discovery": 1}}, ("providers", "openai", "auto_discovery")),
+        ({"ollama": {"preload": 1}}, ("providers", "ollama", "preload")),
+        ({"openai": {"preload": True}}, ("providers", "openai", "preload")),  # nothing of it comes into memory here
+        ({"vllm": {"base_url": "http://127.0.0.1:1", "preload": True}}, ("providers", "vllm", "preload")),
         ({"openai": {"api_key": "sk-secret"}}, ("providers", "openai")),
         ({"openai": None}, ("providers", "openai")),
         ({"embedded": {"base_url": "http://127.0.0.1:1"}}, ("providers", "embedded")),
@@ -104,3 +115,15 @@ def test_what_is_wrong_with_hugging_face_is_named(entry, path):
 def test_other_formats_are_refused_by_name(path, word):
     assert word in refused_format(path)
     assert refused_format("m.GGUF") is None
+
+
+def test_what_is_preloaded_are_preferred_models_of_this_machine():
+    ollama = {"preferred_models": ["b", "hf.co/org/model:Q4_K_M"]}
+    hub = {"models": [{"name": "org/model-GGUF:Q4_K_M"}, {"name": "mine", "local_path": "/mine.gguf"}]}
+    assert preloaded({"ollama": ollama, "huggingface": hub, "openai": {"preferred_models": ["x"]}}) == ()
+    assert preloaded({"ollama": ollama | {"preload": True}, "huggingface": hub | {"preload": True}}) == (
+        "ollama/b", "hf.co/org/model:Q4_K_M",  # a name has at most three parts
+        "llama_cpp/org/model-GGUF:Q4_K_M", "llama_cpp/mine",
+    )  # fmt: skip
+    with pytest.raises(Misfit):
+        preloaded({"huggingface": hub | {"preload": "yes"}})

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from engine.broker_log import verify_chain
 from tests.system.process import EngineProcess
 
 KEY = "sk-this-is-secret"
@@ -88,6 +89,8 @@ def test_a_call_that_gets_nowhere_is_told_and_written_down(start, no_network):
         shown = http.get("/broker").text + http.get("/stats").text + http.get("/models").text + json.dumps(health)
     engine.signal(signal.SIGTERM)
     assert engine.wait_exit() == 0
+    chain = verify_chain(engine.state)
+    assert (chain.lines, chain.broken) == (4, None)
     told = shown + engine.stdout() + engine.stderr() + json.dumps(record)
     assert KEY not in told
     assert QUESTION not in told
@@ -101,5 +104,7 @@ def test_a_restart_remembers_what_was_used_up(start, tmp_path, no_network):
         engine.signal(signal.SIGTERM)
         assert engine.wait_exit() == 0
         (tmp_path / "one" / "ports.json").unlink()
+    chain = verify_chain(engine.state)
+    assert (chain.lines, chain.broken) == (4, None)  # of both engines
     refused = ask(start(folder=tmp_path / "one", env=env))
     assert (refused.status_code, refused.json()["error"]["code"]) == (503, "OVERLOADED")

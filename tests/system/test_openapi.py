@@ -108,7 +108,9 @@ def short(case: Any, model: str | None = None) -> Any:
     if model is not None:
         body |= {field: model for field in ("model", "name") if isinstance(body.get(field), str)}
         if case.path == "/generate":
-            body.pop("runner_options", None)  # Ollama's only
+            for field in ("runner_options", "models", "mode", "method", "judge", "broker"):  # Ollama's, councils'
+                body.pop(field, None)
+            body["model"] = model
             body["parameters"] = (body.get("parameters") or {}) | {"max_tokens": TOKENS_MAX}
         body |= LIMITS.get(case.path, {})
     return case

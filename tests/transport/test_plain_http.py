@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import socket
+import struct
 from collections.abc import Iterable
+from functools import partial
 
 import attrs
 import h11
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from transport.runtimes.plain_http import (
@@ -161,6 +164,7 @@ ANSWERS = {
 
 @pytest.mark.parametrize("name", ANSWERS)
 @given(data=st.data())
+@settings(deadline=None)
 async def test_bodies_however_they_are_cut(name: str, data: st.DataObject):
     answer = ANSWERS[name]
     cuts = sorted(data.draw(st.sets(st.integers(1, len(answer) - 1))))
@@ -168,6 +172,15 @@ async def test_bodies_however_they_are_cut(name: str, data: st.DataObject):
     pieces = await exchange(reads)
     assert b"".join(pieces) == b"hello"
     assert b"" not in pieces
+
+
+@pytest.mark.parametrize("name", ANSWERS)
+async def test_bodies_byte_by_byte(name: str):
+    assert b"".join(await exchange([bytes([byte]) for byte in ANSWERS[name]])) == b"hello"
+
+
+async def test_the_end_of_a_head_may_come_in_three_reads():
+    assert await exchange([CHUNKED[:-2], CHUNKED[-2:-1], CHUNKED[-1:] + chunk(b"x") + LAST]) == [b"x"]
 
 
 @pytest.mark.parametrize("answer", [b"HTTP/1.1 204 None\r\n\r\n", b"HTTP/1.1 304 Same\r\ncontent-length: 5\r\n\r\n"])
@@ -191,6 +204,111 @@ async def test_what_one_read_brings_is_one_piece():
     assert await exchange([CHUNKED + a + b + c + LAST]) == [b"abc"]
     many = [chunk(b"x") * (2 * CHUNKS_MAX + 1) + LAST]
     assert [len(data) for data in await exchange([CHUNKED, *many])] == [CHUNKS_MAX, CHUNKS_MAX, 1]
+
+
+ODD = [
+    b"2;a=b\r\nhe\r\n",
+    b"02\r\nhe\r\n",
+    b"0\r\nx: y\r\n\r\n",
+    b"2\r\nhe",
+    b"g\r\n",
+    b"\r",
+    b"2\r\nhey\r\n",
+    b"00\r\n",
+]
+
+
+@given(
+    parts=st.lists(st.binary(min_size=1, max_size=40).map(chunk) | st.sampled_from([LAST, *ODD]), max_size=6),
+    data=st.data(),
+)
+@settings(deadline=None)
+async def test_chunks_are_what_h11_takes_them_for(parts: list[bytes], data: st.DataObject):
+    """However they are cut: the same bytes, the same end, the same fault."""
+    raw = b"".join(parts)
+    cuts = sorted(data.draw(st.sets(st.integers(1, max(1, len(raw) - 1)))))
+    reads = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True) if raw[a:b]]
+    expected, fault = by_h11(reads)
+    wire = Wire([CHUNKED + (reads.pop(0) if reads and data.draw(st.booleans()) else b""), *reads])
+    response, seen, found = await send(wire), bytearray(), None
+    try:
+        while (piece := await response.read()) is not None:
+            assert piece
+            seen += piece
+    except HttpFailure as error:
+        found = error.failure
+    await response.aclose()
+    assert (bytes(seen), found) == (expected, fault)
+
+
+def by_h11(reads: list[bytes]) -> tuple[bytes, Failure | None]:
+    parser, seen = h11.Connection(h11.CLIENT, max_incomplete_event_size=HEAD_BYTES_MAX), bytearray()
+    parser.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
+    parser.send(h11.EndOfMessage())
+    for read in (CHUNKED, *reads, b""):
+        parser.receive_data(read)
+        try:
+            while (event := parser.next_event()) is not h11.NEED_DATA:
+                if isinstance(event, h11.EndOfMessage):
+                    return bytes(seen), None
+                seen += event.data if isinstance(event, h11.Data) else b""
+        except h11.RemoteProtocolError:
+            return bytes(seen), Failure.MALFORMED_BODY if read else Failure.TRUNCATED
+    raise AssertionError("the end of the connection is always an end")
+
+
+async def test_a_part_of_a_chunk_is_handed_on_before_the_rest_comes():
+    assert await exchange([CHUNKED, b"5\r", b"\nhe", b"ll", b"o", b"\r", b"\n" + LAST]) == [b"he", b"ll", b"o"]
+
+
+@pytest.mark.parametrize("ends", ["in order", "by reset", "by our close"])
+async def test_reading_from_a_socket(ends: str):
+    """Where there is a socket it is waited for and read directly."""
+    listener = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
+    port = listener.socket.getsockname()[1]
+    transport = PlainTransport(partial(trio.open_tcp_stream, "127.0.0.1", port))
+    async with listener, trio.open_nursery() as nursery:
+        asked = trio.Event()
+        peers: list[trio.SocketStream] = []
+
+        async def serve() -> None:
+            peers.append(await listener.accept())
+            await peers[0].receive_some()
+            await peers[0].send_all(CHUNKED[:20])
+            await trio.testing.wait_all_tasks_blocked()
+            await peers[0].send_all(CHUNKED[20:] + chunk(b"one"))
+            await asked.wait()
+            if ends == "by reset":
+                linger = struct.pack("ii", 1, 0)
+                peers[0].socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            if ends == "in order":
+                await peers[0].send_all(chunk(b"two") + LAST)
+            if ends != "by our close":
+                await peers[0].aclose()
+
+        nursery.start_soon(serve)
+        response = await transport.send("GET", "/", [(b"host", b"x")], b"", connect_s=2)
+        assert await response.read() == b"one"
+        asked.set()
+        if ends == "in order":
+            assert (await response.read(), await response.read()) == (b"two", None)
+        elif ends == "by reset":
+            with pytest.raises(HttpFailure) as caught:
+                await response.read()
+            assert caught.value.failure is Failure.TRUNCATED
+        else:
+            nursery.start_soon(close_when_blocked, response)
+            with pytest.raises(HttpFailure) as caught:
+                await response.read()
+            assert caught.value.failure is Failure.TRUNCATED
+        await response.aclose()
+        for peer in peers:
+            await peer.aclose()
+
+
+async def close_when_blocked(response: PlainResponse) -> None:
+    await trio.testing.wait_all_tasks_blocked()
+    await response.aclose()
 
 
 async def test_every_read_can_be_cancelled_and_loses_nothing():
@@ -284,6 +402,7 @@ async def test_what_stands_between_chunks_has_a_size(start: bytes):
         st.one_of(st.binary(min_size=1, max_size=40), st.sampled_from([chunk(b"ab"), LAST, b"\r\n", b"1\r\n", OK]))
     ),
 )
+@settings(deadline=None)
 async def test_nothing_a_server_says_is_a_crash(head: bytes, reads: list[bytes]):
     try:
         pieces = await exchange([head, *reads] if head else reads)

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
 import logging
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from quart import Blueprint, Response, request
 
 from engine.settings import LimitSettings, Settings
 from tests.fakes.api import running_api
+from tests.fakes.http_server import HOST, get, serving
+from tests.fakes.network import ask, http_head
 from tests.fakes.runtime import Fail, ScriptedRuntime
+from web.app import app_of
+from web.guard import HttpServer
 
 SMALL = Settings(limits=LimitSettings(body_bytes_max=1024, body_timeout_s=2.0))
 ROUTES = [
@@ -163,3 +171,60 @@ async def test_head_has_the_headers_of_get(path, autojump_clock):
         assert {k: v for k, v in head.headers.items() if k not in counted} == {
             k: v for k, v in get.headers.items() if k not in counted
         }
+
+
+# ── what every app of ours has ──
+
+
+@asynccontextmanager
+async def serving_routes(routes: Blueprint) -> AsyncIterator[HttpServer]:
+    async with serving(app_of([routes], body_bytes_max=64, lens_body_bytes_max=64, body_timeout_s=1.0)) as server:
+        yield server
+
+
+async def test_what_a_handler_says_of_its_answer_stands(autojump_clock):
+    routes = Blueprint("own", __name__)
+
+    @routes.get("/own")
+    async def own() -> Response:
+        return Response(b"x", headers={"Cache-Control": "max-age=1", "X-Schema-Version": "own", "x-request-id": "mine"})
+
+    async with serving_routes(routes) as server:
+        client = await server.listener.connect()
+        answer = await ask(client, get("/own"))
+        found = [answer.headers[name] for name in ("cache-control", "x-schema-version", "x-request-id")]
+        assert found == ["max-age=1", "own", "mine"]
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        await client.aclose()
+
+
+async def test_a_handler_that_is_no_coroutine_is_called_too(autojump_clock):
+    routes = Blueprint("plain", __name__)
+
+    @routes.get("/plain")
+    def plain() -> str:
+        return threading.current_thread().name
+
+    async with serving_routes(routes) as server:
+        client = await server.listener.connect()
+        for _ in range(2):
+            answer = await ask(client, get("/plain"))
+            assert (answer.status, answer.body == b"MainThread") == (200, False)
+        await client.aclose()
+
+
+async def test_an_answer_to_head_and_a_part_of_an_answer_are_whole(autojump_clock):
+    routes = Blueprint("parts", __name__)
+
+    @routes.get("/parts")
+    async def parts() -> Response:
+        response = Response(b"0123456789", content_type="text/plain")
+        return await response.make_conditional(request, accept_ranges=True, complete_length=10)
+
+    async with serving_routes(routes) as server:
+        client = await server.listener.connect()
+        head = await ask(client, http_head("HEAD", "/parts", HOST), "HEAD")
+        assert (head.status, head.body, head.headers["content-length"]) == (200, b"", "10")
+        part = await ask(client, get("/parts", "Range: bytes=2-4"))
+        assert (part.status, part.body, part.headers["content-length"]) == (206, b"234", "3")
+        await client.aclose()

@@ -7,15 +7,16 @@ import json
 
 import msgspec
 import pytest
+import trio
 
 from engine.domain.errors import ConfigError, InvalidRequest, RuntimeUnavailable
 from engine.domain.models import Tier
-from engine.settings import FallbackSettings
+from engine.settings import FallbackSettings, PoolSettings
 from tests.fakes.api import TOKEN
 from tests.fakes.cloud import anthropic_answer, openai_answer, openai_error
 from tests.fakes.ollama import Reply, Silence
 from tests.fakes.runtime import Fail, Say
-from tests.fakes.satellites import QUESTION, satellite_rig
+from tests.fakes.satellites import PROVIDERS, QUESTION, satellite_rig
 from web.bodies import BrokerAnswer, Stats
 
 LOCAL = {"model": "a"}
@@ -259,6 +260,24 @@ async def test_in_mode_hybrid_a_busy_machine_is_relieved(autojump_clock):
         assert started.json["models"] == ["a"]
 
 
+# ── models that are there before anybody asks ──
+
+
+async def test_preferred_models_of_this_machine_come_in_before_anybody_asks(autojump_clock):
+    ollama = {"preferred_models": ["b", "gone", "a"], "preload": True}
+    async with satellite_rig(providers={**PROVIDERS, "ollama": ollama}, pool=PoolSettings(prefetch="none")) as rig:
+        await trio.sleep(1)
+        assert rig.local.loads == ["b", "a"]
+        assert rig.api.slice.core.pool.pool.counters.prefetches == 2
+        assert rig.cloud.asked == []
+
+
+async def test_they_do_not_unless_it_is_configured(autojump_clock):
+    async with satellite_rig(providers={**PROVIDERS, "ollama": {"preferred_models": ["b"]}}) as rig:
+        await trio.sleep(1)
+        assert rig.local.loads == []
+
+
 # ── figures ──
 
 
@@ -289,6 +308,11 @@ async def test_stats_show_local_and_remote_side_by_side(autojump_clock):
         assert (found["ollama"]["resident_bytes"], found["openai"]["resident_bytes"]) == (1000, None)
         assert 0 <= found["ollama"]["listed_age_s"] <= 30
         assert found["ollama"]["ttft_ms"]["p50"] == pytest.approx(50)
+        assert found["ollama"]["latency_ms"]["p50"] == pytest.approx(100)  # two words
+        assert found["anthropic"]["ttft_ms"]["p50"] == pytest.approx(400)  # its fourth event has the text
+        assert found["anthropic"]["latency_ms"]["p50"] == pytest.approx(600)
+        assert found["openai"]["latency_ms"]["p50"] == found["openai"]["latency_ms"]["p95"] == pytest.approx(300)
+        assert found["anthropic"]["resident_bytes"] is None  # it takes nothing here
         assert body["system"]["bytes_out"] == (await rig.api.get("/broker")).json["bytes_out"]
 
 

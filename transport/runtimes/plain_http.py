@@ -1,12 +1,15 @@
 """HTTP/1.1 on a stream of trio: one request a connection, the body as the socket gives it.
 
-h11 reads and writes the protocol. What one read of the socket brings of a body is handed on in one piece, however many
-chunks the server made of it: many tokens that are there are one wake of their reader, and not many. There are no
-generators here, so whatever is cancelled leaves nothing to the garbage collector.
+h11 reads and writes the protocol, but for the plain chunks that nearly all of a streamed body is made of: those are
+cut here, and what else may stand between two of them is left to h11. What one read of the socket brings of a body is
+handed on in one piece, however many chunks the server made of it: many tokens that are there are one wake of their
+reader, and not many. There are no generators here, so whatever is cancelled leaves nothing to the garbage collector.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum, auto
 from typing import Final
@@ -23,6 +26,12 @@ CONNECTIONS_MAX: Final = 128
 READ_BYTES: Final = 64 * 1024
 HEAD_BYTES_MAX: Final = 64 * 1024  # all interim responses and the head together; also one trailer or chunk header
 CHUNKS_MAX: Final = 256  # handed on at once; parsing more of them would keep other tasks from running
+
+_CHUNK_HEAD: Final = re.compile(rb"([1-9A-Fa-f][0-9A-Fa-f]{0,6})\r\n")  # of a chunk with data, and nothing besides
+_CHUNK_HEAD_BEGUN: Final = re.compile(rb"(?:[1-9A-Fa-f][0-9A-Fa-f]{0,6}\r?)?")
+_CHUNK_END: Final = b"\r\n"
+_HEAD_END: Final = re.compile(rb"\n\r?\n")
+_BODILESS: Final = frozenset({204, 304})
 
 Connect = Callable[[], Awaitable[trio.abc.Stream]]
 Headers = Sequence[tuple[bytes, bytes]]
@@ -87,14 +96,17 @@ class PlainTransport:
             stream = await self._connected(connect_s)
             try:
                 await _write(stream, data)
-                head = await _read_head(stream, parser)
+                head, rest = await _read_head(stream, parser)
             except BaseException:
                 await _close(stream)
                 raise
         except BaseException:
             self._free.release()
             raise
-        return PlainResponse(head, stream, parser, self._free)
+        chunks = PlainChunks(rest) if _in_chunks(method, head) else None
+        if rest and chunks is None:
+            parser.receive_data(rest)
+        return PlainResponse(head, stream, parser, self._free, chunks)
 
     async def _connected(self, connect_s: float) -> trio.abc.Stream:
         try:
@@ -111,6 +123,57 @@ class PlainTransport:
 
 
 @attrs.define(eq=False)
+class PlainChunks:
+    """Chunks of a body that have a size and data and nothing else. `rest` is what was not cut yet: where something else
+    than such a chunk begins, `over` is True, and what is there is for another parser. `more`: the next `cut` says more,
+    also without more bytes."""
+
+    rest: bytes
+    over: bool = False
+    more: bool = False
+    _left: int = 0  # bytes of the chunk at hand that are still to come
+    _owed: bytes = b""  # of the line end after it
+
+    def cut(self) -> list[bytes]:
+        """At most CHUNKS_MAX parts of what is there. Raises HttpFailure (MALFORMED_BODY) where no chunk ends as it
+        should, after the parts before were handed out."""
+        parts: list[bytes] = []
+        buffer, at = self.rest, 0
+        self.more = False
+        while len(parts) < CHUNKS_MAX:
+            if self._left:
+                part = buffer[at : at + self._left]
+                if not part:
+                    break
+                parts.append(part)
+                at += len(part)
+                self._left -= len(part)
+                if self._left:
+                    break
+                self._owed = _CHUNK_END
+            if self._owed:
+                ending = buffer[at : at + len(self._owed)]
+                if not self._owed.startswith(ending):
+                    if not parts:
+                        raise HttpFailure(Failure.MALFORMED_BODY)
+                    self.more = True
+                    break
+                at += len(ending)
+                self._owed = self._owed[len(ending) :]
+                if self._owed:
+                    break
+            head = _CHUNK_HEAD.match(buffer, at)
+            if head is None:
+                self.over = _CHUNK_HEAD_BEGUN.fullmatch(buffer, at) is None
+                break
+            at, self._left = head.end(), int(head[1], 16)
+        else:
+            self.more = True
+        self.rest = buffer[at:]
+        return parts
+
+
+@attrs.define(eq=False)
 class PlainResponse:
     """The head of a response, and its body read by read. One task reads at a time."""
 
@@ -118,6 +181,7 @@ class PlainResponse:
     _stream: trio.abc.Stream
     _parser: h11.Connection
     _free: trio.Semaphore
+    _chunks: PlainChunks | None  # until something else than a plain chunk comes
     _unparsed: bool = attrs.field(default=True, init=False)  # the parser may have more without another read
     _over: bool = attrs.field(default=False, init=False)  # all of the body was handed on
     _eof: bool = attrs.field(default=False, init=False)
@@ -153,14 +217,29 @@ class PlainResponse:
 
     async def _receive(self) -> None:
         try:
-            data = await self._stream.receive_some(READ_BYTES)
+            data = await _read(self._stream)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise HttpFailure(Failure.TRUNCATED) from error
-        self._eof = not data
-        self._parser.receive_data(bytes(data))
-        self._unparsed = True
+        self._eof, self._unparsed = not data, True
+        if self._chunks is None:
+            self._parser.receive_data(data)
+        elif data:
+            self._chunks.rest += data
+        else:
+            raise HttpFailure(Failure.TRUNCATED)  # the last chunk is not a plain one
 
     def _parse(self) -> bytes:
+        if self._chunks is None:
+            return self._parse_by_h11()
+        parts = self._chunks.cut()
+        if self._chunks.over:  # h11 has seen nothing of the body yet, and goes on between two chunks
+            self._parser.receive_data(self._chunks.rest)
+            self._chunks = None
+        else:
+            self._unparsed = self._chunks.more
+        return b"".join(parts)
+
+    def _parse_by_h11(self) -> bytes:
         next_event = self._parser.next_event
         parts: list[bytes] = []
         try:
@@ -210,27 +289,52 @@ async def _write(stream: trio.abc.Stream, data: bytes) -> None:
         pass  # a server may refuse a request before it has read all of it: what it says is still to be read
 
 
-async def _read_head(stream: trio.abc.Stream, parser: h11.Connection) -> h11.Response:
-    """Interim responses (1xx) are skipped."""
-    size_bytes = 0
+async def _read_head(stream: trio.abc.Stream, parser: h11.Connection) -> tuple[h11.Response, bytes]:
+    """With what was read behind it, which the parser was not given. Interim responses (1xx) are skipped."""
+    size_bytes, rest, before = 0, b"", b""
     try:
-        while True:
-            event = parser.next_event()
-            if isinstance(event, h11.Response):
-                break
-            if event is h11.NEED_DATA:
-                data = await stream.receive_some(READ_BYTES) if size_bytes <= HEAD_BYTES_MAX else b""
-                if not data:
-                    raise HttpFailure(Failure.NO_HTTP)
-                size_bytes += len(data)
-                parser.receive_data(bytes(data))
+        while not isinstance(event := parser.next_event(), h11.Response):
+            if event is not h11.NEED_DATA:
+                continue
+            data = rest or (await _read(stream) if size_bytes <= HEAD_BYTES_MAX else b"")
+            if not data:
+                raise HttpFailure(Failure.NO_HTTP)
+            ended = _HEAD_END.search(before + data)
+            size = len(data) if ended is None else ended.end() - len(before)
+            size_bytes += size
+            parser.receive_data(data[:size])
+            rest, before = data[size:], b"" if ended else (before + data)[-2:]
     except h11.RemoteProtocolError:
         raise HttpFailure(Failure.NO_HTTP) from None
     except trio.BrokenResourceError as error:
         raise HttpFailure(Failure.BROKEN) from error
-    if size_bytes - len(parser.trailing_data[0]) > HEAD_BYTES_MAX:
+    if size_bytes > HEAD_BYTES_MAX:
         raise HttpFailure(Failure.NO_HTTP)
-    return event
+    return event, rest
+
+
+def _in_chunks(method: str, head: h11.Response) -> bool:
+    """h11 has refused every transfer encoding but this one."""
+    bodiless = method == "HEAD" or head.status_code in _BODILESS
+    return not bodiless and any(name == b"transfer-encoding" for name, _ in head.headers)
+
+
+async def _read(stream: trio.abc.Stream) -> bytes:
+    """What is there, empty at the end. A stream tries first and waits then; here there is hardly ever something before
+    the wait, and to find out costs more than the reading."""
+    if not isinstance(stream, trio.SocketStream):
+        return bytes(await stream.receive_some(READ_BYTES))
+    sock = stream.socket
+    while True:
+        if sock.fileno() == -1:
+            raise trio.ClosedResourceError
+        await trio.lowlevel.wait_readable(sock)
+        try:
+            return os.read(sock.fileno(), READ_BYTES)
+        except BlockingIOError:
+            continue
+        except OSError as error:
+            raise trio.BrokenResourceError from error
 
 
 async def _close(stream: trio.abc.Stream) -> None:

@@ -121,11 +121,9 @@ class Exchange:
         """The reply as it comes, to its terminal frame."""
         keep_alive = self._keep_alive(self.reply)
         while True:
-            with trio.move_on_after(KEEP_ALIVE_S) as wait:
-                item = await self.line.next()
-            if wait.cancelled_caught:
-                if keep_alive:
-                    yield keep_alive
+            item = await self._next_within(KEEP_ALIVE_S) if keep_alive else await self.line.next()
+            if item is None:
+                yield keep_alive
                 continue
             data = bytearray()
             try:
@@ -138,6 +136,11 @@ class Exchange:
                 yield bytes(data)
             if isinstance(item, Ended):
                 return
+
+    async def _next_within(self, limit_s: float) -> Item | None:
+        with trio.move_on_after(limit_s):
+            return await self.line.next()
+        return None
 
     async def late_pieces(self, again: Callable[[], Exchange]) -> AsyncIterator[bytes]:
         """The same for a client that has its head already, before the runtime had a word. What goes wrong is told

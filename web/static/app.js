@@ -95,7 +95,7 @@ class Page {
     requestAnimationFrame((now) => this._tick(now));
   }
 
-  /** @returns {import("./keys.js").Actions} */
+  /** @returns {Omit<import("./keys.js").Actions, "help">} */
   _actions() {
     return {
       stop: () => void this.composer.stop(this.shown),
@@ -195,7 +195,7 @@ class Page {
     const own = { drawnPerSecond: this.drawRate.perSecond(now), mainMs: this.load.meanMs, lagMs: this.rendered.lagMs, load: this.load.words, frozen: this.picture.frozen };
     showStatus(this.store, this.link, own, now);
     const picked = this.composer.models.get(this.composer.model.value);
-    showBanners(session, this.link, this.composer.picker.mode === "single" && picked?.details?.synthetic === true, now);
+    showBanners(session, this.link, this.screens.screen === "stream" && this.composer.picker.mode === "single" && picked?.details?.synthetic === true, now);
     showGuide(this.readiness, this.downloads, this.composer.demonstrations, now);
     if (this.features.has("/broker")) this.broker.show(now);
     showReach(this.readiness, this.broker.state?.bytes_out ?? null);

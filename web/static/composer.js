@@ -30,8 +30,8 @@ export class Composer {
     this.again = /** @type {HTMLButtonElement} */ (byId("again"));
     /** @type {Question|null} of the session shown, once it is over */
     this._over = null;
-    /** @type {Question|null} that was refused last */
-    this._refused = null;
+    this.retry = byId("retry");
+    this._retry = () => {};
     /** @type {Map<string, {answer: api.Stopped|null, failed: string}>} */
     this.stops = new Map();
     this.sending = false;
@@ -51,7 +51,7 @@ export class Composer {
       if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.submit();
     });
     this.again.addEventListener("click", () => this._over && this._send(this._over));
-    byId("retry").addEventListener("click", () => (this._refused ? this._send(this._refused) : this.submit()));
+    this.retry.addEventListener("click", () => this._retry());
     for (const example of document.querySelectorAll("#examples button")) {
       example.addEventListener("click", () => {
         this.prompt.value = example.textContent ?? "";
@@ -72,7 +72,7 @@ export class Composer {
       try {
         this._list(await api.models());
       } catch (error) {
-        this._refuse(error);
+        this._refuse(error, () => this.refreshModels());
       }
     } while (/** @type {string} */ (this._refreshing) === "again");
     this._refreshing = "no";
@@ -98,7 +98,7 @@ export class Composer {
   async submit() {
     const prompt = this.prompt.value;
     if (this.run.disabled) {
-      if (!this.sending) this._refuse(new api.ApiError("NOT_READY", "The page is not connected to the engine yet, or there is no model to ask; try again in a moment."));
+      if (!this.sending) this._refuse(new api.ApiError("NOT_READY", "The page is not connected to the engine yet, or there is no model to ask; try again in a moment."), () => this.submit());
       return;
     }
     if (!prompt.trim()) {
@@ -107,7 +107,7 @@ export class Composer {
     }
     if (!this.form.reportValidity()) return;
     if (this.picker.trouble) {
-      this._refuse(new api.ApiError("NOT_READY", this.picker.trouble));
+      this._refuse(new api.ApiError("NOT_READY", this.picker.trouble), () => this.submit());
       return;
     }
     await this._send({ ...this.picker.request, prompt, parameters: this._parameters() });
@@ -126,8 +126,7 @@ export class Composer {
       if (this.questions.size > PROMPTS) this.questions.delete(this.questions.keys().next().value ?? "");
       this.onAccepted();
     } catch (error) {
-      this._refuse(error);
-      this._refused = question;
+      this._refuse(error, () => this._send(question));
     } finally {
       this.sending = false;
     }
@@ -144,7 +143,7 @@ export class Composer {
       state.answer = await api.stop(session.id);
     } catch (error) {
       this.stops.delete(session.id); // so that it can be tried again
-      this._refuse(error);
+      this._refuse(error, () => this.stop(session));
     }
   }
 
@@ -178,7 +177,6 @@ export class Composer {
 
   _clear() {
     byId("refusal").hidden = true;
-    this._refused = null;
     this._note("");
   }
 
@@ -189,9 +187,12 @@ export class Composer {
     if (words) this.onNote(words);
   }
 
-  /** @param {unknown} error */
-  _refuse(error) {
-    this._refused = null;
+  /** @param {unknown} error @param {() => void} again what the button does */
+  _refuse(error, again) {
+    this._retry = () => {
+      this._clear();
+      again();
+    };
     put(byId("refusal-code"), error instanceof api.ApiError ? error.code : "PAGE_ERROR");
     put(byId("refusal-message"), error instanceof Error ? error.message : String(error));
     byId("refusal").hidden = false;

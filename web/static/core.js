@@ -60,7 +60,7 @@ export function core(ctx, field, view) {
   const plural = lanes.length > 1;
   const radius = Math.min(plural ? 66 : 74, (bottom - top) / 2 + 4);
   const circle = { x: width - radius - 34, y: (top + bottom) / 2 + 4, radius };
-  const resonant = session?.council.resonance != null;
+  const resonant = session?.active === true && session.council.resonance != null; // after the end nobody is heard
   const only = session?.streams[0]?.reading ?? null;
   const energy = plural ? (session?.ensemble?.energy ?? null) : (only?.energy ?? null);
   for (const stream of session?.streams ?? []) if (stream.reading) conduit(ctx, field, stream, circle, view);

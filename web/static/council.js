@@ -75,20 +75,22 @@ export class Council {
 const MEASURES = new Map([["consensus", "agreement"], ["best_certainty", "certainty"]]);
 
 /**
- * What the council's end means for one stream; empty before it.
- * @param {Council} council @param {import("./stream.js").Stream} stream
+ * What the council's end means for one stream, and why; empty before it.
+ * @param {Council} council @param {import("./stream.js").Stream} stream @returns {{words: string, why: string}}
  */
 export function ending({ synthesis }, stream) {
-  if (!synthesis) return "";
+  const none = { words: "", why: "" };
+  if (!synthesis) return none;
   const told = (synthesis.report?.members ?? []).find((/** @type {any} */ one) => one.stream_id === stream.id);
   if (synthesis.stream_id === stream.id) {
     const measure = MEASURES.get(synthesis.method);
     const sure = measure && known(synthesis.confidence) ? `, ${measure} ${synthesis.confidence.toFixed(2)}` : "";
-    return `chosen: ${synthesis.method}${sure}${synthesis.reason ? ` · ${synthesis.reason}` : ""}`;
+    return { words: `chosen: ${synthesis.method}${sure}`, why: synthesis.reason ?? "" };
   }
-  if (stream.error) return ""; // it says why itself
+  if (stream.error) return none; // it says why itself
   const agreement = known(told?.agreement) ? `, agreement ${told.agreement.toFixed(2)}` : "";
-  return synthesis.stream_id === null ? "no answer was chosen" : `not chosen${agreement}`;
+  if (synthesis.stream_id === null) return { words: "no answer was chosen", why: synthesis.reason ?? "" };
+  return { words: `not chosen${agreement}`, why: agreement && "Mean agreement of its text with the other members'" };
 }
 
 /**
@@ -96,8 +98,10 @@ export function ending({ synthesis }, stream) {
  * @param {Session} session @param {any} synthesis
  */
 function dropOut(session, synthesis) {
-  for (const { model, reason } of synthesis.report?.dropped ?? []) {
-    const stream = session.streams.find((one) => one.model === model && !one.error);
+  const { dropped = [], members = [] } = synthesis.report ?? {};
+  for (const { model, state, reason } of dropped) {
+    const ids = members.filter((/** @type {any} */ one) => one.model === model && one.state === state).map((/** @type {any} */ one) => one.stream_id);
+    const stream = session.streams.find(({ id, error }) => ids.includes(id) && !error);
     if (stream) stream.error = { code: "LEFT", message: `It left the council: ${reason}` };
   }
 }

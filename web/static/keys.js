@@ -1,29 +1,61 @@
 /** Keys, the theme button and the help dialog. Single letters are dead while somebody types, and can be switched off. */
 
+import { element } from "./elements.js";
 import { byId } from "./format.js";
 import { recall, remember } from "./theme.js";
 
 const TWICE_MS = 1_000;
 const GOTO_MS = 1_500;
-const GOTO = new Map([["s", "stream"], ["p", "pool"], ["g", "gateway"], ["e", "events"]]);
+const GOTO = new Map([["s", "stream"], ["p", "pool"], ["g", "gateway"], ["c", "classifier"], ["e", "events"]]);
 
 /**
  * @typedef {{stop: () => void, stopAll: () => void, freeze: () => void, evidence: () => void, solo: (slot: number) => void,
  *   step: (by: number) => void, zoom: (by: number) => void, whole: () => void, copy: () => void, table: () => void,
- *   goTo: (screen: string) => void, prompt: () => void, theme: import("./theme.js").Theme}} Actions
+ *   goTo: (screen: string) => void, prompt: () => void, help: () => void, theme: import("./theme.js").Theme}} Actions
  */
 
+/** @typedef {{shown: string[], words: string, on?: string[], act?: (actions: Actions, key: string) => void}} Key `on`: what the keyboard calls it */
+
+/** Every key, in the order of the list in the help, which is made of this. Those without `act` are seen to elsewhere. @type {Key[]} */
+export const KEYS = [
+  { shown: ["Ctrl", "↵"], words: "run the prompt" },
+  { shown: ["Esc"], words: "stop the session shown; twice: all" },
+  { shown: ["Space"], words: "freeze the field, and go on", on: [" "], act: ({ freeze }) => freeze() },
+  { shown: ["1", "…", "6"], words: "one lane alone", on: ["1", "2", "3", "4", "5", "6"], act: ({ solo }, key) => solo(Number(key) - 1) },
+  { shown: ["0"], words: "all lanes", on: ["0"], act: ({ solo }) => solo(-1) },
+  { shown: ["E"], words: "evidence: click a token in the field or in the text", on: ["e"], act: ({ evidence }) => evidence() },
+  { shown: ["←"], words: "the token before", on: ["arrowleft"], act: ({ step }) => step(-1) },
+  { shown: ["→"], words: "the token after", on: ["arrowright"], act: ({ step }) => step(1) },
+  { shown: ["C"], words: "copy the evidence as JSON", on: ["c"], act: ({ copy }) => copy() },
+  { shown: ["["], words: "less time in the field", on: ["["], act: ({ zoom }) => zoom(1) },
+  { shown: ["]"], words: "more time in the field", on: ["]"], act: ({ zoom }) => zoom(-1) },
+  { shown: ["A"], words: "to the table with the same values", on: ["a"], act: ({ table }) => table() },
+  { shown: ["F"], words: "the field on the whole screen", on: ["f"], act: ({ whole }) => whole() },
+  { shown: ["G", ...[...GOTO.keys()].map((key) => key.toUpperCase())], words: `G, then: ${[...GOTO.values()].join(", ")}` },
+  { shown: ["/"], words: "go to the prompt", on: ["/"], act: ({ prompt }) => prompt() },
+  { shown: ["T"], words: "dark or light", on: ["t"], act: ({ theme }) => theme.toggle() },
+  { shown: ["R"], words: "reduce motion", on: ["r"], act: ({ theme }) => theme.toggleMotion() },
+  { shown: ["?"], words: "this page", on: ["?"], act: ({ help }) => help() },
+];
+
+/** @param {Key} key */
+function listed({ shown, words }) {
+  const caps = shown.flatMap((cap) => [cap === "…" ? cap : element("kbd", "", cap), " "]);
+  return element("tr", "", element("th", { scope: "row" }, ...caps), element("td", "", words));
+}
+
 export class Keys {
-  /** @param {Actions} actions */
+  /** @param {Omit<Actions, "help">} actions */
   constructor(actions) {
-    this.actions = actions;
     this.help = /** @type {HTMLDialogElement} */ (byId("help"));
+    this.actions = { ...actions, help: () => this.help.showModal() };
+    byId("keys").replaceChildren(...KEYS.map(listed));
     this.letters = /** @type {HTMLInputElement} */ (byId("letters"));
     this.letters.checked = recall("letters") !== "off";
     this.letters.addEventListener("change", () => remember("letters", this.letters.checked ? "on" : "off"));
     this._escapedAt = -TWICE_MS;
     this._goingAt = -GOTO_MS;
-    byId("help-open").addEventListener("click", () => this.help.showModal());
+    byId("help-open").addEventListener("click", () => this.actions.help());
     byId("theme").addEventListener("click", () => actions.theme.toggle());
     byId("evidence-toggle").addEventListener("click", () => actions.evidence());
     byId("stop").addEventListener("click", () => actions.stop());
@@ -53,23 +85,7 @@ export class Keys {
 
   /** @param {string} key @returns {(() => void)|undefined} */
   _letter(key) {
-    const { actions } = this;
-    if (/^[1-6]$/.test(key)) return () => actions.solo(Number(key) - 1);
-    return {
-      "/": actions.prompt,
-      "?": () => this.help.showModal(),
-      "0": () => actions.solo(-1),
-      " ": actions.freeze,
-      "[": () => actions.zoom(1),
-      "]": () => actions.zoom(-1),
-      a: actions.table,
-      arrowleft: () => actions.step(-1),
-      arrowright: () => actions.step(1),
-      c: actions.copy,
-      e: actions.evidence,
-      f: actions.whole,
-      r: () => actions.theme.toggleMotion(),
-      t: () => actions.theme.toggle(),
-    }[key];
+    const act = KEYS.find(({ on }) => on?.includes(key))?.act;
+    return act && (() => act(this.actions, key));
   }
 }

@@ -64,13 +64,13 @@ class Lane {
     this.message = element("span");
     this.error = element("div", { class: "error", role: "alert" }, this.code, this.message);
     this.ending = element("p", "ending-note");
-    this.scroll = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Answer ${slot + 1}` }, this.text, this.waiting, this.error, this.ending);
+    this.scroll = element("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": `Answer ${slot + 1}` }, this.text, this.waiting, this.error);
     this.follow = element("button", { type: "button", class: "pill follow" });
     this.foot = element("footer", "mono quiet");
     this.foot.title = `Time to first token; Δt: median and 95th percentile of the newest ${STATISTIC_TOKENS} tokens; H̄: their mean entropy, a lower bound`;
     const head = element("header", "", sign(slot), this.name, this.state, this.chosen, this.stall, element("span", "grow"), element("span", "mono", this.rate, element("span", "quiet", " tok/s")), this.solo);
     const bar = element("div", { class: "bar", "aria-hidden": "true" }, this.bar);
-    this.box = element("article", { class: "card lane", "data-slot": String(slot), "aria-labelledby": `lane-${slot}` }, head, bar, this.scroll, this.follow, this.foot);
+    this.box = element("article", { class: "card lane", "data-slot": String(slot), "aria-labelledby": `lane-${slot}` }, head, bar, this.scroll, this.follow, this.ending, this.foot);
     this.error.hidden = true;
     this.follow.hidden = true;
     this.view = new TextView(this.text, this.scroll, this.follow);
@@ -91,8 +91,10 @@ class Lane {
     put(this.waiting, session ? waiting(session, stream, now) : idle);
     const synthesis = session?.council.synthesis;
     this.chosen.hidden = !synthesis || !stream || synthesis.stream_id !== stream.id;
-    put(this.ending, session && stream ? visible(ending(session.council, stream)) : "");
-    this.ending.hidden = this.ending.textContent === "";
+    const { words, why } = session && stream ? ending(session.council, stream) : { words: "", why: "" };
+    put(this.ending, visible(words));
+    if (this.ending.title !== visible(why)) this.ending.title = visible(why);
+    this.ending.hidden = words === "";
     this.ending.dataset.chosen = String(!this.chosen.hidden);
     this.bar.style.width = `${(reading?.energy ?? 0) * 100}%`;
     this.box.classList.toggle("left", Boolean(stream?.error));

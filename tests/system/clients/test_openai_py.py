@@ -269,7 +269,7 @@ def test_a_response_calls_a_tool(client, model):
         ("format", {"response_format": {"type": "json_object"}}),
         ("format", {"response_format": JSON_SCHEMA}),
         ("tools", {"tools": [TOOL]}),
-        ("think", {"reasoning_effort": "high"}),
+        ("reasoning_effort", {"reasoning_effort": "high"}),
         ("images", {"messages": [{"role": "user", "content": [IMAGE]}]}),
         ("logit_bias", {"logit_bias": {"1": 1}}),
         ("n", {"n": 2}),

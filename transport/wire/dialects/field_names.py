@@ -17,14 +17,12 @@ Names = Mapping[str, tuple[str, ...]]
 _SAMPLED: Final[Names] = {"repeat_penalty": ("repeat_penalty", "repetition_penalty")}
 _CHAT: Final[Names] = {
     "format": ("response_format",),
-    "images": ("messages",),
     "max_tokens": ("max_completion_tokens", "max_tokens"),
     "think": ("reasoning_effort", "reasoning", "chat_template_kwargs"),
     **_SAMPLED,
 }
 _RESPONSES: Final[Names] = {
     "format": ("text.format",),
-    "images": ("input",),
     "max_tokens": ("max_output_tokens",),
     "messages": ("input",),
     "system": ("instructions",),
@@ -33,7 +31,6 @@ _RESPONSES: Final[Names] = {
 }
 _ANTHROPIC: Final[Names] = {
     "format": ("output_config.format", "output_format"),
-    "images": ("messages",),
     "stop": ("stop_sequences",),
     "think": ("thinking", "output_config.effort"),
 }
@@ -58,7 +55,7 @@ _NAMES: Final[Mapping[tuple[Dialect, str], Names]] = {
     (Dialect.ANTHROPIC, "/v1/messages"): _ANTHROPIC,
     (Dialect.ANTHROPIC, "/v1/messages/count_tokens"): _ANTHROPIC,
     (Dialect.OLLAMA, "/api/generate"): _OLLAMA,
-    (Dialect.OLLAMA, "/api/chat"): {**_OLLAMA, "images": ("messages",)},
+    (Dialect.OLLAMA, "/api/chat"): _OLLAMA,
 }
 
 _fields_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])

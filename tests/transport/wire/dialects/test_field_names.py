@@ -36,7 +36,7 @@ def told(path: str, field: str, **body: Any) -> str:
         (CHAT, "think", {"reasoning": {"effort": "low"}}, "reasoning"),
         (CHAT, "think", {"reasoning_effort": "low"}, "reasoning_effort"),
         (CHAT, "think", {"chat_template_kwargs": {"enable_thinking": True}}, "chat_template_kwargs"),
-        (CHAT, "images", {"messages": []}, "messages"),
+        (CHAT, "images", {"messages": []}, "images"),
         (CHAT, "repeat_penalty", {"repetition_penalty": 2}, "repetition_penalty"),
         (CHAT, "tools", {"tools": []}, "tools"),
         (RESPONSES, "format", {"text": {"format": {}}}, "text.format"),
@@ -51,7 +51,7 @@ def told(path: str, field: str, **body: Any) -> str:
         ("/api/generate", "max_tokens", {"options": {"num_predict": 1}}, "options.num_predict"),
         ("/api/generate", "min_p", {"options": {"min_p": 1}}, "options.min_p"),
         ("/api/generate", "images", {"images": ["x"]}, "images"),
-        ("/api/chat", "images", {"messages": []}, "messages"),
+        ("/api/chat", "images", {"messages": []}, "images"),
         ("/api/chat", "format", {"format": "json"}, "format"),
     ],
 )
