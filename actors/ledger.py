@@ -22,6 +22,7 @@ from policies.routing import LoggedRoute
 MAILBOX_RECORDS: Final = 1024
 BATCH_RECORDS_MAX: Final = 512  # of one transaction
 UNWRITTEN_MAX: Final = 4096  # kept while the disk fails; the oldest go first
+GATHER_S: Final = 0.25  # records wait so long for others before they are written
 RETRY_S: Final = 5.0
 AGENTS_MAX: Final = 256  # different names kept; answers for more count as `other`
 MODELS_MAX: Final = 512
@@ -90,6 +91,7 @@ class UsageLedger:
                 with trio.move_on_after(RETRY_S if self._unwritten else float("inf")):
                     try:
                         batch = drain(messages, await messages.receive(), BATCH_RECORDS_MAX)
+                        await _gather(messages, batch)
                     except trio.EndOfChannel:
                         await self._write()
                         self.counters.lost += len(self._unwritten)
@@ -151,6 +153,16 @@ class UsageLedger:
         except OSError as error:
             logger.warning("usage cannot be read: %s", error)
             question.reply.fail(InternalError("the usage figures cannot be read; the log says why"))
+
+
+async def _gather(messages: trio.MemoryReceiveChannel[LedgerMessage], batch: list[LedgerMessage]) -> None:
+    """More records for the same write: each write costs as much as a hundred records do. A question ends the wait."""
+    with trio.move_on_after(GATHER_S):
+        while len(batch) < BATCH_RECORDS_MAX and not isinstance(batch[-1], _Question):
+            try:
+                batch.append(await messages.receive())
+            except trio.EndOfChannel:
+                return
 
 
 def _bounded(name: str, known: set[str], most: int) -> str:

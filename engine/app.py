@@ -49,6 +49,7 @@ from web.app import create_app
 from web.guard import HttpLimits, HttpServer
 from web.handles import Engine, EngineFacts, LensRules
 from web.page import read_assets
+from web.services.blueprint import mounted
 from web.services.service import Service
 
 CUT_S: Final = 1.0  # after drain_s: what is not over by then is cancelled
@@ -132,15 +133,16 @@ async def running(
     edges: dict[str, Any] = {}
     engine = handles(core, settings, policies, tier, folder.token, ws_port, edges)
     assets = await trio.to_thread.run_sync(read_assets)
+    app = create_app(
+        engine,
+        assets,
+        await trio.to_thread.run_sync(read_schemas),
+        body_bytes_max=settings.limits.body_bytes_max,
+        lens_body_bytes_max=settings.lens.body_bytes_max,
+        body_timeout_s=settings.limits.body_timeout_s,
+    )
     http = HttpServer(
-        create_app(
-            engine,
-            assets,
-            await trio.to_thread.run_sync(read_schemas),
-            body_bytes_max=settings.limits.body_bytes_max,
-            lens_body_bytes_max=settings.lens.body_bytes_max,
-            body_timeout_s=settings.limits.body_timeout_s,
-        ),
+        app,
         http_listener,
         _rules(settings, http_port, http_port, folder.token),
         _http_limits(settings),
@@ -149,6 +151,8 @@ async def running(
         core.hub, ws_listener, _rules(settings, ws_port, http_port, folder.token), _frame_limits(settings)
     )
     services = await _services(settings, engine, http_port, folder.token, discovery)
+    for service in services.services.values():
+        app.register_blueprint(mounted(service))  # the page may only ask where it came from
     edges.update(http=http.counters, ws=endpoint.counters, **services.counters)
     address = EngineAddress(
         os.getpid(),

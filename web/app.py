@@ -9,7 +9,6 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar
-from weakref import WeakKeyDictionary
 
 import trio
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
@@ -23,7 +22,6 @@ from quart_trio.asgi import TrioASGIHTTPConnection
 from werkzeug.exceptions import HTTPException
 from werkzeug.routing import MapAdapter
 
-from actors.session import SessionTable
 from engine.domain.errors import (
     EngineError,
     InternalError,
@@ -58,9 +56,6 @@ EVERY_RESPONSE: Final = (  # has these headers, unless its handler said otherwis
     ("cache-control", "no-store"),
 )
 
-# The engine's own app by its sessions, so that a service, which gets its port later, can join it before it serves.
-_main: Final[WeakKeyDictionary[QuartTrio, SessionTable]] = WeakKeyDictionary()
-
 logger = logging.getLogger("wf.web")
 
 
@@ -88,19 +83,9 @@ def create_app(
         schema_docs.blueprint(schemas),
         docs_page.blueprint(openapi_document(schemas), assets),
     )
-    app = app_of(
+    return app_of(
         routes, body_bytes_max=body_bytes_max, lens_body_bytes_max=lens_body_bytes_max, body_timeout_s=body_timeout_s
     )
-    _main[app] = engine.sessions
-    return app
-
-
-def join_main(engine: Engine, routes: Blueprint) -> None:
-    """Adds routes to the app that `create_app` made for this engine; nothing happens where it made none. Only before
-    that app has answered its first request: raises AssertionError afterwards, as Quart does."""
-    for app, sessions in _main.items():
-        if sessions is engine.sessions:
-            app.register_blueprint(routes)
 
 
 def app_of(

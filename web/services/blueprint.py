@@ -13,7 +13,7 @@ from quart import Blueprint, Response, g, request
 
 from engine.domain.errors import NotFound
 from engine.domain.usage import AGENT, agent_of
-from web.app import AGENT_HEADER, join_main
+from web.app import AGENT_HEADER
 from web.page import SERVICE_PREFIX
 from web.services import classify
 from web.services.completions import CHAT, GENERATE, completion
@@ -26,9 +26,7 @@ MOUNT: Final = "/services"
 
 
 def blueprint(service: Service) -> Blueprint:
-    """For an app of its own, on the port that the service has by now. The engine's own app, where there is one, gets
-    the same routes under a prefix."""
-    join_main(service.engine, mounted(service))
+    """For an app of its own, on the port that the service has by now."""
     routes = _routes(service)
 
     @routes.app_errorhandler(404)
@@ -40,7 +38,7 @@ def blueprint(service: Service) -> Blueprint:
 
 
 def mounted(service: Service) -> Blueprint:
-    """The routes under `/services/<name>`; a classifier shows its vocabularies there as well."""
+    """The same for the engine's own app, under `/services/<name>`; a classifier shows its vocabularies as well."""
     routes = _routes(service, f"{MOUNT}/{service.name}")
     if service.entry.kind == "classifier":
 
