@@ -77,7 +77,10 @@ async def test_with_keys_a_request_without_one_is_told_how():
     async with serving(rules=rules) as server:
         client = await server.listener.connect()
         answer = await ask(client, get())
-        assert (answer.status, answer.headers["www-authenticate"]) == (401, 'Basic realm="WF Engine: the password is an API key"')
+        assert (answer.status, answer.headers["www-authenticate"]) == (
+            401,
+            'Basic realm="WF Engine: the password is an API key"',
+        )
         assert (await ask(client, get("/health", "Authorization: Bearer key"))).status == 200
         await client.aclose()
 
