@@ -133,8 +133,8 @@ def _check_key(rules: AccessRules, head: RequestHead) -> EngineError | None:
     if _matches(offered, rules.api_keys) or _matches(_page_tokens(head), (rules.token,)):
         return None
     return Unauthorized(
-        "an API key is needed: `authorization: Bearer KEY` or `x-api-key: KEY`; in a browser it is the password, with any "
-        "name"
+        "an API key is needed: `authorization: Bearer KEY` or `x-api-key: KEY`; in a browser it is the password, "
+        "with any name"
     )
 
 
