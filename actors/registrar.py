@@ -64,9 +64,10 @@ class Registrar:
     agents: Sequence[OwnAgent]
     registered: dict[str, OwnAgent] = attrs.field(factory=dict)
     failures: int = 0
+    _asked: dict[str, OwnAgent] = attrs.field(factory=dict)  # those that the registry may know
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Until cancelled; then all are deregistered, within a second."""
+        """Until cancelled; then all are deregistered, within GOODBYE_S."""
         try:
             async with trio.open_nursery() as nursery:
                 for agent in self.agents:
@@ -76,7 +77,7 @@ class Registrar:
         finally:
             with trio.move_on_after(GOODBYE_S, shield=True):
                 async with trio.open_nursery() as nursery:
-                    for agent in self.registered.values():
+                    for agent in self._asked.values():
                         nursery.start_soon(self._leave, agent)
 
     async def _keep(self, agent: OwnAgent) -> None:
@@ -87,12 +88,15 @@ class Registrar:
                 if agent.agent_id in self.registered:
                     await self.registry.heartbeat(agent)
                 else:
+                    self._asked[agent.agent_id] = agent
                     await self.registry.register(agent)
                     self.registered[agent.agent_id] = agent
                 failed = 0
             except EngineError as error:
                 if isinstance(error, NotFound) and self.registered.pop(agent.agent_id, None) is not None:
                     continue  # it was forgotten there, so it registers anew, at once
+                if agent.agent_id not in self.registered:
+                    self._asked.pop(agent.agent_id, None)
                 if not failed:
                     logger.warning("%s cannot be registered, it is tried again: %s", agent.agent_id, error.message)
                 failed += 1

@@ -176,6 +176,8 @@ def answer_to(http, canary: str) -> str:
 def test_sessions_and_connections_leave_no_descriptor_behind(start):
     engine = start(env=FAST)
     trio.run(use_it, engine, 1, 1)
+    with engine.client() as http:
+        assert http.get("/usage").status_code == 200  # what was used is on disk by now, and its file open
     baseline = settled_files(engine, None)
     trio.run(use_it, engine, ROUNDS // USERS, USERS)
     assert settled_files(engine, baseline) == baseline
