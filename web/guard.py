@@ -42,6 +42,7 @@ from policies.access import AccessRules, RequestHead, check
 from transport.listen import Acceptor, DeadlineStream, ListenCounters, ListenLimits, describe
 from transport.wire.frames import SCHEMA_VERSION
 
+KEEP_ALIVE_MORE_S: Final = 2.0  # common clients drop an idle connection after 5 s: not both at the same moment
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 ALWAYS_ANSWERED: Final = ("GET", "/health")  # also when every connection is taken
 RETRY_AFTER_S: Final = 1
@@ -146,6 +147,7 @@ class HttpConnection(TCPServer):
         self._tasks = trio.CancelScope()
         self._watch = trio.CancelScope()
         self._idle_wait = trio.CancelScope()
+        self._answered = False  # it was idle before: what comes next is not its first request
         self._idle_until = math.inf  # on the clock of trio; infinity while a request is under way
 
     async def run(self) -> None:
@@ -168,8 +170,10 @@ class HttpConnection(TCPServer):
             await super().protocol_send(event)
 
     def _set_idle(self, idle: bool) -> None:
-        self._idle_until = trio.current_time() + self.limits.head_s if idle else math.inf
+        limit_s = self.limits.head_s + (KEEP_ALIVE_MORE_S if self._answered else 0.0)
+        self._idle_until = trio.current_time() + limit_s if idle else math.inf
         self._idle_wait.deadline = self._idle_until
+        self._answered = True
 
     async def _close_when_idle(self) -> None:
         """End the connection once it was idle for `head_s`, or idle when the engine stops. One task for its whole life:

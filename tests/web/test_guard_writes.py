@@ -16,7 +16,7 @@ from tests.fakes.http_server import get, make_app, serving
 from tests.fakes.network import ask, http_head, read_answer, receive
 from transport import listen
 from transport.listen import bound_port, open_listener
-from web.guard import HttpLimits
+from web.guard import KEEP_ALIVE_MORE_S, HttpLimits
 
 PIECE = {"type": "http.response.body", "more_body": True}
 LAST = {"type": "http.response.body", "more_body": False}
@@ -111,7 +111,7 @@ async def test_a_request_in_the_very_moment_the_time_runs_out_is_answered_or_ref
         for _ in range(30):
             client = await server.listener.connect()
             assert (await ask(client, get())).status == 200
-            await trio.sleep(5.0)
+            await trio.sleep(5.0 + KEEP_ALIVE_MORE_S)
             try:
                 await client.send_all(get())
                 data = await receive(client)
@@ -122,7 +122,7 @@ async def test_a_request_in_the_very_moment_the_time_runs_out_is_answered_or_ref
                 assert data.endswith(b'{"status":"ok"}\n')
                 answered, began = answered + 1, trio.current_time()
                 assert await receive(client) == b""
-                assert trio.current_time() - began == pytest.approx(5.0)
+                assert trio.current_time() - began == pytest.approx(5.0 + KEEP_ALIVE_MORE_S)
             await client.aclose()
         assert server.counters.listen.crashed == 0
 
@@ -134,5 +134,5 @@ async def test_an_answer_longer_than_the_idle_time_does_not_count_as_idle(autoju
         assert (await read_answer(client)).body == b"line\n" * 12
         began = trio.current_time()
         assert await receive(client) == b""
-        assert trio.current_time() - began == pytest.approx(5.0)
+        assert trio.current_time() - began == pytest.approx(5.0 + KEEP_ALIVE_MORE_S)
         await client.aclose()
