@@ -40,6 +40,7 @@ def environment(folder: Path, **extra: str) -> dict[str, str]:
     path = os.environ.get("PATH", os.defpath)
     own = {"HOME": str(home), "WF_DATA_DIR": str(folder / "state"), "WF_OLLAMA__ENABLED": "false"}
     own["WF_LLAMA_CPP__ENABLED"] = "false"
+    own["WF_POOL__COOLDOWN_S"] = "0"  # tests ask many models in a row, and none is worth 30 s of waiting
     return {"PATH": path, "LANG": "C.UTF-8"} | own | extra
 
 
