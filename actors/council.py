@@ -171,7 +171,7 @@ class Council:
             await self.chosen.transcript.hand_on(self.reply)
         if self.chosen.error is not None:  # it was sent on as it came, and broke off
             raise self.chosen.error
-        end = self.chosen.end or GenerationEnd(EndReason.FINISHED)
+        end = self.chosen.end or GenerationEnd(EndReason.ABORTED)  # its own scope ended it
         return attrs.evolve(end, report=council_report(choice, answers, texts=True))
 
     # ── the members ──

@@ -24,7 +24,7 @@ from quart_trio import QuartTrio
 
 from actors.clock import EngineClock
 from engine import __version__, core_lock
-from engine.config import is_loopback, policies_of, services_of
+from engine.config import policies_of, services_of
 from engine.core import Core, client_limits
 from engine.discovery import Discovery
 from engine.domain.errors import AddressInUse
@@ -41,6 +41,7 @@ from engine.usage_store import SqliteUsage
 from policies.access import AccessRules, loopback_rules
 from policies.admission import budgets
 from policies.broker import Occasion
+from policies.egress import stays_here
 from policies.load import Policies
 from policies.tiers import TierChoice, choose_tier
 from transport.endpoint import FrameEndpoint, FrameLimits
@@ -263,7 +264,7 @@ def handles(
         vram_budget_bytes=vram_budget_bytes,
         tier_limits=limits,
         suggested_model=limits.suggested_model,
-        remote=not (is_loopback(settings.http.host) and is_loopback(settings.ws_host)),
+        remote=not (stays_here(settings.http.host) and stays_here(settings.ws_host)),
     )
     lens = settings.lens
     return Engine(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import difflib
 import functools
-import ipaddress
 import os
 import stat
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +20,7 @@ import cattrs
 
 from engine.domain.errors import ConfigError
 from engine.settings import Secret, Settings
+from policies.egress import stays_here
 from policies.load import TABLES, Policies, load_policies
 from policies.schema import Misfit, quoted, rejected, rows, strict_converter, structure
 from policies.services import ServiceTable, load_services
@@ -188,7 +188,7 @@ def _contradictions(settings: Settings, merged: Document) -> Iterator[str]:
     """What no single value can be blamed for."""
     hosts = {("http", "host"): settings.http.host, ("ws", "host"): settings.ws_host}
     for path, host in hosts.items():
-        if is_loopback(host) or (settings.allow_remote and settings.api_keys):
+        if stays_here(host) or (settings.allow_remote and settings.api_keys):
             continue
         if path == ("ws", "host") and settings.ws.host is None:
             continue  # said once, of http.host
@@ -199,15 +199,6 @@ def _contradictions(settings: Settings, merged: Document) -> Iterator[str]:
     if settings.http.port == settings.ws.port != 0:
         where = merged.place(("ws", "port")) if ("ws", "port") in merged.places else merged.place(("http", "port"))
         yield f"{where}: http.port and ws.port must differ, both are {settings.ws.port}"
-
-
-def is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @functools.cache

@@ -10,8 +10,10 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from tests.browser.acts import until
-from tests.browser.npm import installed
 from tests.browser.scripted import FIRST_FRAME, NAMES, council, event, frame, peer, stream_id
+from tests.fakes.npm import installed
+
+TOOLS = Path(__file__).parent / "node"
 
 pytestmark = pytest.mark.browser
 
@@ -21,7 +23,7 @@ SCREENS: Final = ["stream", "stream?evidence=1", "pool", "gateway", "events"]
 
 @pytest.fixture(scope="module")
 def axe(request: pytest.FixtureRequest) -> Path:
-    return installed(request.config) / "axe-core" / "axe.min.js"
+    return installed(request.config, TOOLS) / "node_modules" / "axe-core" / "axe.min.js"
 
 
 def violations(page: Page, axe: Path) -> list[str]:

@@ -12,8 +12,10 @@ from playwright.sync_api import Page, Route, expect
 
 from policies.taxonomy import load_taxonomy
 from tests.browser.conftest import Address, Watch, serving
-from tests.browser.npm import installed
 from tests.browser.test_a11y import violations
+from tests.fakes.npm import installed
+
+TOOLS = Path(__file__).parent / "node"
 
 pytestmark = pytest.mark.browser
 
@@ -155,7 +157,7 @@ def test_hostile_labels_are_only_text(screen: Page) -> None:
 
 @pytest.mark.parametrize("theme", ["dark", "light"])
 def test_axe_finds_nothing(screen: Page, request: pytest.FixtureRequest, theme: str) -> None:
-    axe: Path = installed(request.config) / "axe-core" / "axe.min.js"
+    axe: Path = installed(request.config, TOOLS) / "node_modules" / "axe-core" / "axe.min.js"
     screen.emulate_media(color_scheme=theme)
     screen.route("**/extract_tmd", lambda route: route.fulfill(json=said()))
     screen.fill("#c-query", "q")

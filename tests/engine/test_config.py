@@ -287,13 +287,18 @@ def test_a_link_to_a_file_is_followed(tmp_path):
 REMOTE = " is not a loopback address; that needs allow_remote: true and at least one of api_keys"
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", "127.1", "::ffff:127.0.0.1"])
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.2", "example.org", "127.1", "::ffff:192.168.1.2"])
 def test_an_address_that_others_can_reach_needs_two_consents(tmp_path, host):
     remote, keys = {"WF_ALLOW_REMOTE": "true"}, {"WF_API_KEYS": "[k1]"}
     expected = f"--host: http.host '{host}'{REMOTE}"
     for environ in ({}, remote, keys):
         assert refusal(tmp_path, None, environ, {"host": host}) == expected
     assert load(tmp_path, None, remote | keys, {"host": host}).ws_host == host
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.9.10", "::1", "localhost", "::ffff:127.0.0.1"])
+def test_an_address_that_only_this_machine_reaches_needs_none(tmp_path, host):
+    assert load(tmp_path, None, {}, {"host": host}).http.host == host
 
 
 def test_the_websocket_address_is_held_to_the_same_rule(tmp_path):

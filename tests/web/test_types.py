@@ -11,7 +11,9 @@ from typing import Final
 
 import pytest
 
-from tests.browser.npm import NODE, installed
+from tests.fakes.npm import NODE, installed
+
+TOOLS = Path(__file__).parents[1] / "browser" / "node"
 
 STATIC: Final = Path(str(files("web").joinpath("static")))
 MODULE_LINES_MAX: Final = 500
@@ -34,7 +36,7 @@ def imports(name: str, seen: set[str] | None = None) -> set[str]:
 
 
 def test_the_types_in_the_comments_hold(request: pytest.FixtureRequest) -> None:
-    compiler = installed(request.config) / "typescript" / "bin" / "tsc"
+    compiler = installed(request.config, TOOLS) / "node_modules" / "typescript" / "bin" / "tsc"
     command = [str(NODE), str(compiler), *OPTIONS, *(str(path) for path in sorted(STATIC.glob("*.js")))]
     found = subprocess.run(command, capture_output=True, text=True, timeout=COMPILE_S)
     assert found.stdout == ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import attrs
 import msgspec
 import trio
 
+from policies.egress import stays_here
 from transport.listen import Acceptor, DeadlineStream, ListenCounters, ListenLimits
 from transport.mock_ollama.catalogue import BEHAVIOURS, pull_script, script_for
 from transport.mock_ollama.connection import LINGER_S, PLAIN, Connection, Request, Responder
@@ -231,8 +231,7 @@ def _is_local(request: Request) -> bool:
 
 def _is_loopback(url: str) -> bool:
     try:
-        name = urlsplit(url).hostname or ""
-        return name == "localhost" or ipaddress.ip_address(name).is_loopback
+        return stays_here(urlsplit(url).hostname or "")
     except ValueError:
         return False
 

@@ -16,19 +16,18 @@ from urllib.parse import urlsplit
 import attrs
 import trio
 
-from engine.domain.errors import ConfigError, EngineError
+from engine.domain.errors import EngineError
 from engine.domain.generation import Chunk, Clock, GenerationRequest
 from engine.domain.models import Loaded, ModelInfo, Probe
 from policies.egress import Permit, stays_here
 from transport.runtimes.forwarding import hear_out, next_read
-from transport.runtimes.upstream import Transport, Upstream, UpstreamResponse
+from transport.runtimes.upstream import Transport, Upstream, UpstreamResponse, check_credentials
 from transport.wire import anthropic as wire
 from transport.wire import anthropic_requests as asking
 
 URL_DEFAULT: Final = "https://api.anthropic.com"
 CONNECT_S: Final = 5.0  # with TLS, and over the internet
 HEAD_S: Final = 300.0
-_KEY: Final = re.compile(r"[!-~]{1,4096}")  # what may stand in a header
 _SECONDS: Final = re.compile(r"[0-9]{1,5}")
 
 
@@ -54,10 +53,7 @@ class AnthropicRuntime:
     kind: ClassVar[str] = "anthropic"
 
     def __attrs_post_init__(self) -> None:
-        if "@" in urlsplit(self.url).netloc:
-            raise ConfigError(f"the URL of {self.name} holds a user or a password; give an API key instead")
-        if self.api_key is not None and not _KEY.fullmatch(self.api_key):
-            raise ConfigError(f"the API key of {self.name} holds blanks or characters that cannot stand in a header")
+        check_credentials(self.name, self.url, self.api_key)
         headers = {"anthropic-version": asking.VERSION}
         if self.api_key is not None:
             headers["x-api-key"] = self.api_key

@@ -23,9 +23,9 @@ import attrs
 import trio
 
 from engine.domain.errors import RuntimeFault, RuntimeUnavailable, UpstreamProtocolError
+from policies.egress import stays_here
 from policies.restart import RestartPolicy, delay_s
 from transport.runtimes.child import STOP_S, Child, ChildCommand, open_child
-from transport.runtimes.ollama import is_loopback
 from transport.runtimes.upstream import Answer, Upstream
 from transport.wire import ollama as wire
 
@@ -229,7 +229,7 @@ def find_ollama(environ: Mapping[str, str]) -> Path | None:
 def unfit(url: str) -> str | None:
     """Why no daemon is started for this address, None when one can be."""
     parts = urlsplit(url)
-    if not is_loopback(parts.hostname or ""):
+    if not stays_here(parts.hostname or ""):
         return f"{url} is not on this machine, so no daemon is started for it"
     if parts.scheme != "http" or parts.path.strip("/") or parts.port == 0:
         return f"{url} is no plain address such as http://127.0.0.1:11434, so no daemon is started for it"

@@ -14,7 +14,6 @@ import random
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from ipaddress import ip_address
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
@@ -39,7 +38,7 @@ from engine.domain.generation import Chunk, Clock, Dialect, GenerationRequest
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe, is_model_name
 from engine.domain.pull import PullProgress
 from engine.domain.runtime import Embeddings, EmbedRequest, Forwarded, ForwardRequest, Residence
-from policies.egress import Permit
+from policies.egress import Permit, stays_here
 from transport.runtimes.embeddings import EMBED_BYTES_MAX, EMBED_S, vectors_of
 from transport.runtimes.forwarding import Instead, forwarding, hear_out, refuse_path
 from transport.runtimes.upstream import Answer, Transport, Upstream, UpstreamResponse
@@ -125,7 +124,7 @@ class OllamaRuntime:
     @property
     def local(self) -> bool:
         """True when the server is on this machine."""
-        return is_loopback(urlsplit(self.url).hostname or "")
+        return stays_here(urlsplit(self.url).hostname or "")
 
     async def probe(self) -> Probe:
         try:
@@ -443,16 +442,6 @@ def gives_logprobs(version: str | None) -> bool:
     except ValueError:
         return True
     return parts >= LOGPROBS_SINCE or not any(parts)
-
-
-def is_loopback(host: str) -> bool:
-    """True for `localhost` and loopback addresses; compared as text, nothing is looked up."""
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def ollama_url(environ: Mapping[str, str]) -> str:

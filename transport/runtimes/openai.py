@@ -22,7 +22,6 @@ import msgspec
 import trio
 
 from engine.domain.errors import (
-    ConfigError,
     EngineError,
     ModelNotFound,
     RuntimeFault,
@@ -32,11 +31,10 @@ from engine.domain.errors import (
 from engine.domain.generation import Chunk, Clock, Dialect, GenerationRequest
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe, is_model_name
 from engine.domain.runtime import Embeddings, EmbedRequest, Forwarded, ForwardRequest
-from policies.egress import Permit
+from policies.egress import Permit, stays_here
 from transport.runtimes.embeddings import EMBED_BYTES_MAX, EMBED_S, vectors_of
 from transport.runtimes.forwarding import Instead, forwarding, hear_out, next_read, refuse_path
-from transport.runtimes.ollama import is_loopback
-from transport.runtimes.upstream import CONNECT_S, Transport, Upstream, UpstreamResponse
+from transport.runtimes.upstream import CONNECT_S, Transport, Upstream, UpstreamResponse, check_credentials
 from transport.wire import openai as wire
 from transport.wire import openai_requests as asking
 
@@ -45,7 +43,6 @@ LIST_S: Final = 10.0
 HOSTED_CONNECT_S: Final = 5.0  # with TLS, and over the internet
 HEAD_S: Final = 300.0  # for the head of an answer: it may come with the first token
 FORWARD_PATHS: Final = frozenset({asking.CHAT_PATH, asking.COMPLETIONS_PATH})
-_KEY: Final = re.compile(r"[!-~]{1,4096}")  # what may stand in a header
 _SECONDS: Final = re.compile(r"[0-9]{1,5}")
 _body_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
@@ -101,10 +98,7 @@ class OpenAIRuntime:
     dialects: ClassVar[frozenset[Dialect]] = frozenset({Dialect.OPENAI})
 
     def __attrs_post_init__(self) -> None:
-        if "@" in urlsplit(self.url).netloc:
-            raise ConfigError(f"the URL of {self.name} holds a user or a password; give an API key instead")
-        if self.api_key is not None and not _KEY.fullmatch(self.api_key):
-            raise ConfigError(f"the API key of {self.name} holds blanks or characters that cannot stand in a header")
+        check_credentials(self.name, self.url, self.api_key)
         headers = {} if self.api_key is None else {"authorization": f"Bearer {self.api_key}"}
         connect_s = HOSTED_CONNECT_S if self.hosted else CONNECT_S
         self._upstream = Upstream(self.name, self.url, self.transport, headers, connect_s, self.permit)
@@ -118,7 +112,7 @@ class OpenAIRuntime:
     @property
     def local(self) -> bool:
         """True when the server is on this machine."""
-        return is_loopback(urlsplit(self.url).hostname or "")
+        return stays_here(urlsplit(self.url).hostname or "")
 
     async def probe(self) -> Probe:
         try:

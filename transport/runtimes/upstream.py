@@ -8,18 +8,20 @@ in memory of tests go by httpx.
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final, Protocol
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import attrs
 import httpx  # the only place that knows the library
 import trio
 
 from engine.domain.errors import (
+    ConfigError,
     RuntimeFault,
     RuntimeUnavailable,
     UpstreamProtocolError,
@@ -32,6 +34,7 @@ from transport import outbound
 from transport.runtimes.plain_http import CONNECTIONS_MAX, POOL_S, WRITE_S, Failure, HttpFailure, PlainTransport
 
 CONNECT_S: Final = 2.0
+_KEY: Final = re.compile(r"[!-~]{1,4096}")  # what may stand in a header
 CLOSE_S: Final = 1.0
 ERROR_S: Final = 5.0  # for the body of a refusal
 ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
@@ -68,6 +71,14 @@ _BEFORE_HEAD: Final[tuple[tuple[type[httpx.HTTPError], Failure], ...]] = (
     (httpx.NetworkError, Failure.BROKEN),
     (httpx.HTTPError, Failure.UNREACHABLE),
 )
+
+
+def check_credentials(name: str, url: str, api_key: str | None) -> None:
+    """Raises ConfigError when the URL holds a password, or the key cannot stand in a header."""
+    if "@" in urlsplit(url).netloc:
+        raise ConfigError(f"the URL of {name} holds a user or a password; give an API key instead")
+    if api_key is not None and not _KEY.fullmatch(api_key):
+        raise ConfigError(f"the API key of {name} holds blanks or characters that cannot stand in a header")
 
 
 def unix_socket(path: str) -> Transport:

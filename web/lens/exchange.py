@@ -29,6 +29,7 @@ from web.handles import Engine
 from web.lens.tracing import trace_headers
 
 KEEP_ALIVE_S: Final = 15.0
+_USAGE: Final = b'"usage":'  # in JSON text a quote is escaped, so it is the field
 SSE_TYPE: Final = "text/event-stream"
 SSE_KEEP_ALIVE: Final = b": keep-alive\n\n"
 REFUSAL_BYTES_MAX: Final = 64 * 1024
@@ -243,6 +244,8 @@ class Exchange:
         fields = self._seams_told() if self._seams else {}
         if end.report is not None:
             fields["council"] = self.report = end.report
+        if end.prompt_tokens is None and (self.route != NATIVE or self._seams) and _USAGE in data:
+            fields["uncounted"] = ["prompt_tokens"]  # nobody counted them; these dialects must have a number there: 0
         return with_wf(data, fields, last=True) if fields else data
 
     def _failed(self, error: EngineError) -> bytes:

