@@ -9,6 +9,7 @@ import { outcome } from "./answer.js";
 
 const BANNER_AFTER_MS = 400;
 const ANNOUNCE_EVERY_MS = 3_000;
+const SAID_TOGETHER = 4; // sentences
 const LISTED = 20;
 
 /**
@@ -88,24 +89,26 @@ function sessionLine(session) {
 export class Announcer {
   constructor() {
     this._spokeAt = -ANNOUNCE_EVERY_MS;
-    this._pending = "";
+    /** @type {string[]} said together, the oldest given up first */
+    this._pending = [];
   }
 
   /** A sentence about the page as a whole. @param {string} words */
   say(words) {
-    this._pending = words || this._pending;
+    if (!words || words === this._pending.at(-1)) return;
+    this._pending.push(words);
+    if (this._pending.length > SAID_TOGETHER) this._pending.shift();
   }
 
   /** @param {import("./store.js").Notice[]} notices drained here @param {Session|null} shown @param {number} now */
   speak(notices, shown, now) {
     for (const { kind, session, model } of notices.splice(0)) {
       if (session !== shown) continue;
-      if ((kind === "stalled" || kind === "resonance") && (this._pending || now - this._spokeAt < ANNOUNCE_EVERY_MS)) continue;
-      this._pending = sentence(kind, session, model);
+      if ((kind === "stalled" || kind === "resonance") && (this._pending.length || now - this._spokeAt < ANNOUNCE_EVERY_MS)) continue;
+      this.say(sentence(kind, session, model));
     }
-    if (!this._pending || now - this._spokeAt < ANNOUNCE_EVERY_MS) return;
-    byId("announcer").textContent = this._pending;
-    this._pending = "";
+    if (!this._pending.length || now - this._spokeAt < ANNOUNCE_EVERY_MS) return;
+    byId("announcer").textContent = this._pending.splice(0).join(". ");
     this._spokeAt = now;
   }
 }
