@@ -4,6 +4,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PAGE := web/package-lock.json web/vendor.src.js web/build_vendor.mjs
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
 .PHONY: run test test-offline check style types layers unit browser-packages bench lock clean
@@ -28,7 +29,7 @@ layers: $(VENV)/.installed-test
 unit: $(VENV)/.installed-test browser-packages
 	$(BIN)/pytest
 
-# The suite where there is no network but loopback, less the tests that need a browser or the registry of npm. ARGS names
+# The suite where there is no network but loopback, less the tests that need the registry of npm. ARGS names
 # some of it: make test-offline ARGS=tests/actors. It needs unshare, and the right to a network namespace.
 test-offline: $(VENV)/.installed-test
 	@$(BIN)/python -m tests.system.offline $(ARGS)
@@ -50,9 +51,11 @@ $(VENV)/bin/python:
 	@echo "making a virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV) || { echo "on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 
-$(VENV)/.installed: $(VENV)/bin/python pyproject.toml requirements.lock
-	@echo "installing the engine (half a minute, once)"
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml requirements.lock $(PAGE)
+	@echo "installing the engine, and the libraries of its dashboard from npm (half a minute, once)"
 	@$(PIP_INSTALL) -e .
+	@test -e web/static/vendor/vendor.js || \
+	  echo "the libraries of the dashboard could not be built; the engine runs without, and its page says what to do"
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed

@@ -30,6 +30,7 @@ NAMES = (
     "council",
     "pool",
     "embedded",
+    "dashboard",  # last: it ends the run where there is no Playwright or no Chromium
 )
 
 

@@ -1,51 +1,18 @@
-"""The dashboard's files and `/api/bootstrap`. Files are read once, before the engine is ready, and served from
-memory."""
+"""The dashboard's files, served from memory, and `/api/bootstrap`."""
 
 from __future__ import annotations
 
-import gzip
-import hashlib
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Any, Final
 
-import attrs
 from quart import Blueprint, Response, current_app, request
 
 from engine.domain.errors import ForbiddenOrigin, NotFound
 from transport.wire.frames import SCHEMA_VERSION
+from web.assets import INDEX, Asset, respond
 from web.handles import Engine
 
-CONTENT_TYPES: Final = {
-    ".html": "text/html; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".svg": "image/svg+xml",
-}
 SERVICE_PREFIX: Final = "service_"  # of the names of blueprints that serve a local service
-
-
-@attrs.frozen
-class Asset:
-    """A file as it is sent; `packed` is it with gzip, empty where that is not done."""
-
-    body: bytes
-    content_type: str
-    etag: str
-    packed: bytes = b""
-
-
-def read_assets() -> Mapping[str, Asset]:
-    """All files of web/static by name. Blocking: call it from a thread."""
-    assets = {}
-    for entry in files("web").joinpath("static").iterdir():
-        suffix = "." + entry.name.rpartition(".")[2]
-        if suffix in CONTENT_TYPES:
-            body = entry.read_bytes()
-            digest = hashlib.sha256(body).hexdigest()[:16]
-            packed = gzip.compress(body, mtime=0)
-            assets[entry.name] = Asset(body, CONTENT_TYPES[suffix], f'"{digest}"', packed)
-    return assets
 
 
 def blueprint(engine: Engine, assets: Mapping[str, Asset]) -> Blueprint:
@@ -55,11 +22,11 @@ def blueprint(engine: Engine, assets: Mapping[str, Asset]) -> Blueprint:
     async def index() -> Response:
         if "text/html" not in request.headers.get("accept", ""):
             return Response(b"Ollama is running", content_type="text/plain; charset=utf-8")  # its clients ask so
-        response = _serve(assets, "index.html")
+        response = _serve(assets, INDEX)
         response.headers["content-security-policy"] = _policy(engine.ws_origin(request.host))
         return response
 
-    @routes.get("/static/<name>")
+    @routes.get("/static/<path:name>")
     async def static_file(name: str) -> Response:
         return _serve(assets, name)
 
@@ -92,13 +59,7 @@ def _serve(assets: Mapping[str, Asset], name: str) -> Response:
     asset = assets.get(name)
     if asset is None:
         raise NotFound("there is no such file")
-    headers = {"etag": asset.etag, "cache-control": "no-cache", "vary": "accept-encoding"}
-    if request.headers.get("if-none-match") == asset.etag:
-        return Response(b"", status=304, headers=headers)
-    if asset.packed and request.accept_encodings["gzip"] > 0:
-        packing = {"content-encoding": "gzip"}
-        return Response(asset.packed, content_type=asset.content_type, headers=headers | packing)
-    return Response(asset.body, content_type=asset.content_type, headers=headers)
+    return respond(asset)
 
 
 def _services() -> list[str]:
@@ -114,11 +75,12 @@ def _policy(ws_origin: str) -> str:
             "script-src 'self'",
             "style-src 'self'",
             "img-src 'self' data:",
+            "font-src 'self'",
             f"connect-src 'self' {ws_origin}",
             "base-uri 'none'",
             "form-action 'none'",
             "frame-ancestors 'none'",
             "require-trusted-types-for 'script'",
-            "trusted-types 'none'",
+            "trusted-types lit-html",  # it makes templates of markup that stands in our own files
         )
     )

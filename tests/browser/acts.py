@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import json
-import socket
 import urllib.request
 from typing import Any
 
 from playwright.sync_api import Page, expect
 
 from tests.browser.conftest import Address
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as holder:
-        return holder.getsockname()[1]
+from tests.system.process import free_port as free_port
 
 
 def ask(page: Page, model: str, max_tokens: int | None = None, prompt: str = "What is a river?") -> None:
-    expect(page.locator("#run")).to_be_enabled(timeout=15_000)  # models are known and frames arrive
+    expect(page.locator("#run")).to_be_enabled()  # models are known and frames arrive
     page.select_option("#model", model)
     page.fill("#max-tokens", "" if max_tokens is None else str(max_tokens))
     page.fill("#prompt", prompt)
@@ -62,5 +57,5 @@ def report(page: Page) -> dict[str, Any]:
 def post(engine: Address, path: str, body: dict[str, Any]) -> dict[str, Any]:
     data = json.dumps(body).encode()
     request = urllib.request.Request(f"{engine.http}{path}", data, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         return json.load(answer)

@@ -146,8 +146,8 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 @contextmanager
-def small_ollama() -> Iterator[SmallOllama]:
-    ollama = SmallOllama()
+def small_ollama(kind: type[SmallOllama] = SmallOllama) -> Iterator[SmallOllama]:
+    ollama = kind()
     handler = type("Handler", (_Handler,), {"ollama": ollama})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True

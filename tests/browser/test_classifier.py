@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -163,6 +164,26 @@ def test_axe_finds_nothing(screen: Page, request: pytest.FixtureRequest, theme: 
     screen.fill("#c-query", "q")
     screen.click("#c-run")
     expect(screen.locator("#c-answer")).to_be_visible()
+    assert violations(screen, axe) == []
+
+
+@pytest.mark.parametrize("theme", ["dark", "light"])
+def test_its_last_answer_stands_beside_the_stream(screen: Page, request: pytest.FixtureRequest, theme: str) -> None:
+    axe: Path = installed(request.config, TOOLS) / "node_modules" / "axe-core" / "axe.min.js"
+    screen.emulate_media(color_scheme=theme)
+    card = screen.locator("#classifier-card")
+    screen.click("#nav-stream")
+    expect(card).to_contain_text("— this page has classified nothing yet")
+    screen.click("#nav-classifier")
+    screen.route("**/extract_tmd", lambda route: route.fulfill(json=said()))
+    screen.fill("#c-query", "q")
+    screen.click("#c-run")
+    expect(screen.locator("#c-answer")).to_be_visible()
+    screen.click("#nav-stream")
+    expect(card.locator("tr").nth(0)).to_have_text(re.compile(r"domain\s+MEDICINE\s*0\.91"))
+    expect(card.locator("tr").nth(1)).to_have_text(re.compile(r"task\s+EXPLAIN\s*—"))
+    expect(card.locator("p")).to_have_text("— no log-probabilities; no label of the vocabulary")
+    expect(card).to_contain_text(re.compile(r"[\d.]+ m?s · tinyllama:1\.1b"))
     assert violations(screen, axe) == []
 
 

@@ -261,4 +261,4 @@ def test_the_list_of_keys_is_the_keys(page: Page) -> None:
     listed = [" ".join(row.locator("kbd").all_text_contents()) for row in rows.all()]
     assert listed == done["shown"]
     assert listed[0] == "Ctrl ↵"
-    assert "G S P G C E" in listed
+    assert "G S R P G C E" in listed

@@ -12,7 +12,7 @@ from tests.browser.conftest import Watch
 
 pytestmark = pytest.mark.browser
 
-WORDS = 50
+WORDS = 120  # seconds of them: the line breaks in their midst, however busy the machine is
 
 
 def broken_once(page: Page, links: list[WebSocketRoute]) -> None:
@@ -74,8 +74,10 @@ def test_a_refused_resume_is_not_tried_again(blank: Page) -> None:
     blank.wait_for_selector("#run:not([disabled])")
     until(blank, "window.__wf.framesReceived > 0")
     links[0].close(code=1011)
-    expect(blank.locator("#connection")).to_have_text("connected")
-    expect(blank.locator("#connection")).not_to_have_text("connected")
+    for _ in range(600):  # the line in between is refused, which may be over before anybody looks
+        if len(links) == 3:
+            break
+        blank.wait_for_timeout(100)
     expect(blank.locator("#connection")).to_have_text("connected")
     assert ["since" in link.url for link in links] == [False, True, False]
 

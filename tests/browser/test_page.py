@@ -113,8 +113,8 @@ def test_synthetic_is_said_as_long_as_it_is_shown(page: Page) -> None:
 
 def test_a_stall_is_seen_as_a_stall(page: Page) -> None:
     run(page, "synthetic/stalling", max_tokens=22)
-    expect(page.locator(".lane .state")).to_have_text("STALLING", timeout=20_000)
-    expect(page.locator(".lane .stall-note")).to_contain_text("silence")
+    state, note = (f"document.querySelector('.lane .{name}').textContent" for name in ("state", "stall-note"))
+    until(page, f"{state} === 'STALLING' && {note}.includes('silence')")  # in the page: it is over in a second
     assert _reddish_pixels(page) > 200  # the hatch
     ended(page)
     expect(page.locator(".lane .stall-note")).to_have_text("")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 from collections.abc import Iterator
@@ -19,9 +20,9 @@ from tests.fakes.runtime import PullingRuntime
 from transport.wire.json_schema import error_codes
 from web import docs_page
 from web.api_calls import JSON, NATIVE, NDJSON, SSE, Answer, Call
+from web.assets import Asset, read_assets
 from web.lens_calls import DONE, LENS, OPEN, REFUSALS, LensCall, lens_call
 from web.openapi import all_calls, openapi_document
-from web.page import Asset, read_assets
 
 DOCUMENT = openapi_document(read_schemas())
 METHODS = {"get", "post", "delete", "head", "put", "patch"}
@@ -169,7 +170,7 @@ def test_a_row_of_a_dialect_becomes_a_call(path, dialect, forwards):
     row = LensCall("POST", path, dialect, "x", OPEN, (JSON, SSE), each={"const": 1}, answers_text=True)
     operation = openapi_document(read_schemas(), [lens_call(row)])["paths"][path]["post"]
     assert operation["tags"] == [dialect]
-    assert {"x-wf-lens", "x-wf-on-disconnect"} == {one["name"] for one in operation["parameters"]}
+    assert {"x-wf-lens", "x-wf-on-disconnect", "x-wf-resume"} == {one["name"] for one in operation["parameters"]}
     content = operation["responses"]["200"]["content"]
     assert content[SSE]["x-each"] == "event"
     data = content[SSE]["schema"]["properties"]["data"]
@@ -216,6 +217,8 @@ async def test_the_document_is_served_as_it_was_made(autojump_clock):
         etag = answer.headers["etag"]
         again = await api.get("/openapi.json", if_none_match=etag)
         assert (again.status, again.body, again.headers["etag"]) == (304, b"", etag)
+        packed = await api.get("/openapi.json", accept_encoding="gzip")
+        assert (packed.headers["content-encoding"], gzip.decompress(packed.body)) == ("gzip", answer.body)
 
 
 @pytest.fixture

@@ -41,12 +41,12 @@ export function outcome(session, answeredMs) {
 }
 
 /** What a session that fell silent does, in words. @param {Session} session */
-function stalled({ active, streams, energyParams }) {
+function stalled({ active, recorded, streams, energyParams }) {
   const silent = active ? streams.filter(({ reading, tokens }) => reading?.stall && tokens > 0) : [];
   if (silent.length === 0) return "";
   const line = known(energyParams?.stall_ms) ? `, past the stall line of ${energyParams.stall_ms} ms` : "";
   const who = streams.length > 1 ? `${silent.map(({ model }) => visible(model)).join(", ")} silent for ` : "Silent for ";
-  return `${who}${(Math.max(...silent.map(({ reading }) => reading?.silence_ms ?? 0)) / 1000).toFixed(1)} s${line}. It may go on; Stop (Esc) ends it and keeps what came.`;
+  return `${who}${(Math.max(...silent.map(({ reading }) => reading?.silence_ms ?? 0)) / 1000).toFixed(1)} s${line}.${recorded ? "" : " It may go on; Stop (Esc) ends it and keeps what came."}`;
 }
 
 /** @param {Session|null} session @param {Composer} composer @param {number} now */
@@ -54,7 +54,7 @@ export function showAnswer(session, composer, now) {
   title(session, composer);
   const box = byId("outcome");
   const ending = session ? outcome(session, composer.stops.get(session.id)?.answer?.stop_latency_ms ?? null) : "";
-  const cancelling = session !== null && session.active && composer.stops.has(session.id);
+  const cancelling = session !== null && session.active && !session.recorded && composer.stops.has(session.id);
   const silent = session ? stalled(session) : "";
   const text = session ? (cancelling ? "Cancelling…" : ending || silent || parameters(session)) : "";
   put(box, text);

@@ -30,11 +30,12 @@ const CLASSIFIER = "tlc_domain_classifier";
 
 /** A refusal of the engine, or the lack of any answer (code UNREACHABLE, made here). */
 export class ApiError extends Error {
-  /** @param {string} code @param {string} message @param {boolean} [retryable] */
-  constructor(code, message, retryable = false) {
+  /** @param {string} code @param {string} message @param {boolean} [retryable] @param {Record<string, any>} [details] */
+  constructor(code, message, retryable = false, details = {}) {
     super(message);
     this.code = code;
     this.retryable = retryable;
+    this.details = details;
   }
 }
 
@@ -61,7 +62,7 @@ async function send(path, { body, timeoutMs = TIMEOUT_MS, signal, token } = {}) 
   if (response.ok) return response;
   const error = (await response.json().catch(() => null))?.error;
   const message = typeof error === "string" ? error : error?.message; // a path of Ollama's gives only words
-  throw new ApiError(error?.code ?? `HTTP_${response.status}`, message ?? "The answer was not readable.", error?.retryable);
+  throw new ApiError(error?.code ?? `HTTP_${response.status}`, message ?? "The answer was not readable.", error?.retryable, error?.details);
 }
 
 /** @param {string} path @param {Parameters<typeof send>[1]} [options] @returns {Promise<any>} the decoded answer; throws ApiError */
@@ -143,7 +144,7 @@ export const description = () => call("/openapi.json");
 
 /**
  * Starts a session; its events arrive on the WebSocket.
- * @param {{mode: string, model?: string, models?: string[], prompt: string, parameters: Record<string, number>}} request
+ * @param {{mode: string, model?: string, models?: string[], prompt: string, parameters: Record<string, number>, broker?: "allow"}} request
  * @returns {Promise<Accepted>}
  */
 export const generate = (request) => call("/generate", { body: request });

@@ -1,13 +1,17 @@
 /** The broker's card: what left this machine, and the switch for what may. Turning it on names who gets what, and asks. */
 
 import * as api from "./api.js";
-import { fill } from "./elements.js";
-import { byId, put } from "./format.js";
+import { byId, NONE, put } from "./format.js";
+import * as slow from "./slow.js";
+import { row } from "./templates.js";
 import { bytes } from "./transfers.js";
 import { visible } from "./text.js";
+import { html, live, render, signal } from "./vendor/vendor.js";
 
 const POLL_MS = 5_000;
+const BUSY_POLL_MS = 1_000;
 const OFF = "disabled";
+const MODES = [OFF, "advisory", "fallback", "hybrid"];
 const CONTEXTS = new Map([
   ["question", "the last question of a request and its parameters"],
   ["whole", "everything that was said in a request"],
@@ -21,25 +25,39 @@ export class Broker {
   constructor(token, say) {
     this.token = token;
     this.say = say;
-    /** @type {import("./api.js").BrokerState|null} */
-    this.state = null;
-    this.mode = /** @type {HTMLSelectElement} */ (byId("broker-mode"));
     this.dialog = /** @type {HTMLDialogElement} */ (byId("consent"));
+    this._offered = signal(false);
+    this._trouble = signal("");
+    this._asked = signal(/** @type {string|null} the mode that waits for a yes */ (null));
     this._askedAt = -POLL_MS;
     this._asking = false;
-    this.mode.addEventListener("change", () => this._chosen());
     this.dialog.addEventListener("close", () => this._answered());
+    slow.whileShown("gateway", () => {
+      byId("broker").hidden = !this._offered.value;
+      render(this._view(), byId("broker"));
+    });
   }
 
-  /** 10 Hz, where the engine has a broker. @param {number} now */
-  show(now) {
-    if (this._asking || document.hidden || now - this._askedAt < POLL_MS) return;
+  get state() {
+    return slow.broker.peek();
+  }
+
+  /** @param {boolean} offered this engine has one */
+  offer(offered) {
+    this._offered.value = offered;
+  }
+
+  /** 10 Hz, where the engine has a broker. @param {number} now @param {boolean} [busy] something may be leaving now */
+  show(now, busy = false) {
+    if (this._asking || document.hidden || now - this._askedAt < (busy ? BUSY_POLL_MS : POLL_MS)) return;
     this._askedAt = now;
     this._ask(() => api.broker());
   }
 
-  _chosen() {
-    if (this.mode.value === OFF) {
+  /** @param {string} mode */
+  _chosen(mode) {
+    this._asked.value = mode;
+    if (mode === OFF) {
       this._switch(OFF);
       return;
     }
@@ -53,8 +71,9 @@ export class Broker {
   }
 
   _answered() {
-    if (this.dialog.returnValue === "yes") this._switch(this.mode.value);
-    else this.mode.value = this.state?.mode ?? OFF;
+    const mode = this._asked.peek();
+    if (this.dialog.returnValue === "yes" && mode !== null) this._switch(mode);
+    else this._asked.value = null;
   }
 
   /** @param {string} mode */
@@ -65,28 +84,29 @@ export class Broker {
   /** @param {() => Promise<import("./api.js").BrokerState>} question */
   async _ask(question) {
     this._asking = true;
-    const trouble = byId("broker-trouble");
     try {
-      this._take(await question());
-      trouble.hidden = true;
+      slow.broker.value = await question();
+      this._trouble.value = "";
     } catch (error) {
-      put(trouble, error instanceof Error ? error.message : String(error));
-      trouble.hidden = false;
-      this.mode.value = this.state?.mode ?? OFF;
-      this.say(trouble.textContent ?? "");
+      this._trouble.value = error instanceof Error ? error.message : String(error);
+      this.say(this._trouble.peek());
     } finally {
       this._asking = false;
+      if (!this.dialog.open) this._asked.value = null;
     }
   }
 
-  /** @param {import("./api.js").BrokerState} state */
-  _take(state) {
-    this.state = state;
-    if (!this.dialog.open) this.mode.value = state.mode;
-    this.mode.disabled = !state.available;
-    put(byId("broker-why"), state.available ? "" : "This tier has no broker, or the core is locked: everything is answered here.");
-    put(byId("g-bytes-out"), leaving(state.bytes_out));
-    put(byId("broker-spent"), `${state.calls} calls, ${state.failed} failed, ${state.calls_last_hour} in the last hour · today ${state.spent.tokens} tokens, $${state.spent.usd.toFixed(2)}`);
-    fill(byId("broker-rows"), state.providers.map(({ name, host, key, reason, models }) => [visible(name), visible(host), key ? "has a key" : visible(reason ?? "no key"), `${models.length} models`]));
+  _view() {
+    const state = slow.broker.value;
+    const mode = this._asked.value ?? state?.mode ?? OFF;
+    const chosen = (/** @type {Event} */ event) => this._chosen(/** @type {HTMLSelectElement} */ (event.target).value);
+    const calls = state ? `${state.calls} calls, ${state.failed} failed, ${state.calls_last_hour} in the last hour · today ${state.spent.tokens} tokens, $${state.spent.usd.toFixed(2)}` : "";
+    const rows = (state?.providers ?? []).map(({ name, host, key, reason, models }) => row([visible(name), visible(host), key ? "has a key" : visible(reason ?? "no key"), `${models.length} models`]));
+    return html`<div class="line"><h3>Broker</h3><label class="quiet">mode <select id="broker-mode" ?disabled=${!state?.available} .value=${live(mode)} @change=${chosen}>${MODES.map((name) => html`<option value=${name} ?selected=${name === mode}>${name}</option>`)}</select></label></div>
+      <p>Left this machine since the start: <b class="mono" id="g-bytes-out">${state ? leaving(state.bytes_out) : NONE}</b></p>
+      <p class="quiet small" id="broker-spent">${calls}</p>
+      <p class="quiet small" id="broker-why">${!state || state.available ? "" : "This tier has no broker, or the core is locked: everything is answered here."}</p>
+      <p class="error" id="broker-trouble" role="alert" ?hidden=${this._trouble.value === ""}>${this._trouble.value}</p>
+      <table class="decisions"><tbody id="broker-rows">${rows}</tbody></table>`;
   }
 }

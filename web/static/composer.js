@@ -8,7 +8,7 @@ import { recall, remember } from "./theme.js";
 
 /** @typedef {import("./session.js").Session} Session */
 /** @typedef {import("./api.js").Model} Model */
-/** @typedef {Parameters<typeof api.generate>[0]} Question */
+/** @typedef {Parameters<typeof api.generate>[0]} Question without consent: that is of one request alone */
 
 const PROMPTS = 80;
 const PARAMETERS = [["temperature", "temperature"], ["max_tokens", "max-tokens"], ["seed", "seed"], ["top_p", "top-p"], ["top_k", "top-k"]];
@@ -32,6 +32,8 @@ export class Composer {
     this._over = null;
     this.retry = byId("retry");
     this._retry = () => {};
+    /** @type {import("./hybrid.js").Hybrid|null} asks whether a request may leave this machine, where that can be */
+    this.hybrid = null;
     /** @type {Map<string, {answer: api.Stopped|null, failed: string}>} */
     this.stops = new Map();
     this.sending = false;
@@ -110,31 +112,51 @@ export class Composer {
       this._refuse(new api.ApiError("NOT_READY", this.picker.trouble), () => this.submit());
       return;
     }
-    await this._send({ ...this.picker.request, prompt, parameters: this._parameters() });
+    const { question, hybrid } = this;
+    const wanted = hybrid?.on === true;
+    const leaves = wanted && (await hybrid.allows(question));
+    if (!wanted || leaves) await this._send(question, leaves);
   }
 
-  /** Asks it, for the first time or again. What is in the prompt box stays; an empty one gets the question. @param {Question} question */
-  async _send(question) {
+  /** What Run would ask now. @returns {Question} */
+  get question() {
+    return { ...this.picker.request, prompt: this.prompt.value, parameters: this._parameters() };
+  }
+
+  /**
+   * Asks it, for the first time or again. What is in the prompt box stays; an empty one gets the question.
+   * @param {Question} question @param {boolean} [leaves] the person agreed that this one may leave this machine
+   */
+  async _send(question, leaves = false) {
     if (this.sending) return;
     this.sending = true;
     this._clear();
     this.prompt.value ||= question.prompt;
     try {
-      const { session_id, dropped_models: dropped = [] } = await api.generate(question);
+      const { session_id, dropped_models: dropped = [] } = await api.generate(leaves ? { ...question, broker: "allow" } : question);
       this._note(dropped.length > 0 ? `The tier leaves out ${dropped.map(visible).join(", ")}.` : "");
       this.questions.set(session_id, question);
       if (this.questions.size > PROMPTS) this.questions.delete(this.questions.keys().next().value ?? "");
       this.onAccepted();
     } catch (error) {
       this._refuse(error, () => this._send(question));
+      if (!leaves) void this._consent(question, error);
     } finally {
       this.sending = false;
+      if (leaves) this.hybrid?.spent();
     }
+  }
+
+  /** A model outside this machine was asked without consent: the engine told what would leave. @param {Question} question @param {unknown} error */
+  async _consent(question, error) {
+    const leaving = error instanceof api.ApiError && error.code === "BROKER_DISABLED" ? error.details.would_leave : null;
+    if (!leaving || !this.hybrid?.offered || !(await this.hybrid.ask(question, leaving))) return;
+    await this._send(question, true);
   }
 
   /** Asks for a stop. Only session_end says that it happened. @param {Session|null} session */
   async stop(session) {
-    if (!session?.active || this.stops.has(session.id)) return;
+    if (!session?.active || session.recorded || this.stops.has(session.id)) return;
     /** @type {{answer: api.Stopped|null, failed: string}} */
     const state = { answer: null, failed: "" };
     this.stops.set(session.id, state);

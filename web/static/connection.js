@@ -29,7 +29,7 @@ export function backoffMs(attempt, chance) {
 
 export class Connection {
   /**
-   * @param {(message: any) => void} onMessage called for each decoded message; must only store it
+   * @param {(message: any, text: string) => void} onMessage called for each message, decoded and as it came; must only store it
    * @param {() => string} seen `<boot>.<frame>` of the last frame seen, empty before the first
    */
   constructor(onMessage, seen) {
@@ -115,7 +115,7 @@ export class Connection {
       this.lives += 1;
       this._enter("live");
     }
-    this.onMessage(message);
+    this.onMessage(message, data);
   }
 
   /** @param {string} reason */

@@ -1,48 +1,26 @@
 /**
  * The ring at the right. Of one stream: its E. Of several: the energy of the ensemble, with DI inside and each member
- * outside. Conduits join it to the lines, and each token sends one bolt through its own.
+ * outside. Conduits join it to the lines, and each token sends one bolt through its own (bolts.js).
  *
  *   ring arc         E of the ensemble, or of the only stream   270°, linear, printed at 0, .5 and 1
  *   ticks            E of each member                           linear
  *   inner arc        DI                                         linear; none when it was not measured
  *   conduit width    weight γ                                   1 + 16·γ px
- *   bolt             one token, for 200 ms                      jag 5 + 11·H px, width .7 + 1.6·p px; hollow when p is unknown
  *   gold             the engine's cue of a resonance
  */
 
+import { discharge } from "./bolts.js";
 import { height } from "./field.js";
-import { jagged, trace } from "./shapes.js";
 
-const BOLT_MS = 200;
-const BOLTS = 96; // six streams of 60 tokens a second fill three quarters of it
 const ARC_FROM = Math.PI * 0.75;
 const ARC_SPAN = Math.PI * 1.5;
 const DIMMED = 0.15;
 
+export { Bolts } from "./bolts.js";
+
 /** @typedef {import("./scene.js").View} View */
 /** @typedef {import("./field.js").Field} Field */
 /** @typedef {{x: number, y: number, radius: number}} Circle */
-
-/** Bolts from the lines to the ring: one per token, gone after BOLT_MS. */
-export class Bolts {
-  constructor() {
-    /** @type {{slot: number, strike: import("./columns.js").Strike, born: number}[]} */
-    this.live = [];
-    this.thrown = 0;
-  }
-
-  /** @param {import("./field.js").Fresh[]} fresh @param {number} now */
-  add(fresh, now) {
-    for (const { slot, strike } of fresh) this.live.push({ slot, strike, born: now });
-    this.thrown += fresh.length;
-    if (this.live.length > BOLTS) this.live.splice(0, this.live.length - BOLTS);
-  }
-
-  /** @param {number} now */
-  expire(now) {
-    if (this.live.length > 0) this.live = this.live.filter((bolt) => now - bolt.born < BOLT_MS);
-  }
-}
 
 /** γ as a part of one: the engine's weights of the members add up to anything. @param {Record<string, any>|null} ensemble @param {string} streamId */
 export function share(ensemble, streamId) {
@@ -64,6 +42,7 @@ export function core(ctx, field, view) {
   const only = session?.streams[0]?.reading ?? null;
   const energy = plural ? (session?.ensemble?.energy ?? null) : (only?.energy ?? null);
   for (const stream of session?.streams ?? []) if (stream.reading) conduit(ctx, field, stream, circle, view);
+  if (session && !view.still) discharge(ctx, field, view, circle.x, (slot) => ends(field, session.streams[slot], circle));
   ring(ctx, circle, energy, resonant ? palette.gold : plural ? palette.ens : palette.models[0], resonant, palette);
   if (plural && session) members(ctx, circle, session, view);
   words(ctx, circle, energy, view, plural);
@@ -142,58 +121,27 @@ function arc(ctx, { x, y }, radius, part) {
   ctx.stroke();
 }
 
-/** @param {CanvasRenderingContext2D} ctx @param {Field} field @param {import("./stream.js").Stream} stream @param {Circle} circle @param {View} view */
-function conduit(ctx, field, stream, circle, { session, palette, bolts, now, solo, still }) {
-  const { x1, lanes } = field.plot;
-  const band = lanes[stream.slot];
-  if (!band) return;
-  const plural = lanes.length > 1;
-  const from = { x: x1 + 4, y: height(band, stream.reading?.energy ?? 0) };
-  const off = plural ? (stream.slot - (lanes.length - 1) / 2) * Math.min(19, (circle.radius * 1.5) / lanes.length) : 0;
+/** From where to where a stream's conduit leads; null without a lane. @param {Field} field @param {import("./stream.js").Stream|undefined} stream @param {Circle} circle @returns {import("./bolts.js").Ends|null} */
+function ends({ plot: { x1, lanes } }, stream, circle) {
+  const band = stream && lanes[stream.slot];
+  if (!band) return null;
+  const off = lanes.length > 1 ? (stream.slot - (lanes.length - 1) / 2) * Math.min(19, (circle.radius * 1.5) / lanes.length) : 0;
   const to = { x: circle.x - Math.sqrt(Math.max(0, (circle.radius + 8) ** 2 - off ** 2)), y: circle.y + off };
-  const dim = solo >= 0 && solo !== stream.slot ? DIMMED : 1;
+  return { from: { x: x1 + 4, y: height(band, stream.reading?.energy ?? 0) }, to };
+}
+
+/** @param {CanvasRenderingContext2D} ctx @param {Field} field @param {import("./stream.js").Stream} stream @param {Circle} circle @param {View} view */
+function conduit(ctx, field, stream, circle, { session, palette, solo }) {
+  const found = ends(field, stream, circle);
+  if (!found) return;
+  const { from, to } = found;
   ctx.strokeStyle = palette.models[stream.slot];
-  ctx.globalAlpha = 0.17 * dim;
-  ctx.lineWidth = plural ? 1 + 16 * share(session?.ensemble ?? null, stream.id) : 5;
+  ctx.globalAlpha = solo >= 0 && solo !== stream.slot ? 0.17 * DIMMED : 0.17;
+  ctx.lineWidth = field.plot.lanes.length > 1 ? 1 + 16 * share(session?.ensemble ?? null, stream.id) : 5;
   ctx.lineCap = "round";
   ctx.beginPath();
   ctx.moveTo(from.x, from.y);
   ctx.bezierCurveTo(from.x + 30, from.y, to.x - 34, to.y, to.x, to.y);
   ctx.stroke();
-  ctx.globalCompositeOperation = palette.dark ? "lighter" : "source-over";
-  const own = still ? [] : bolts.live.filter(({ slot }) => slot === stream.slot);
-  for (const { strike, born } of own) {
-    const light = Math.exp(-(now - born) / 120) * dim;
-    const { p } = strike;
-    trace(ctx, strike.bits === null ? [from.x, from.y, to.x, to.y] : jagged(from.x, from.y, to.x, to.y, 5 + 11 * strike.bits, strike.position, 4));
-    if (p === null) {
-      hollow(ctx, palette, light);
-      continue;
-    }
-    if (strike === own[own.length - 1].strike) { // a halo for the newest only: wide strokes are what costs
-      ctx.globalAlpha = light * 0.24;
-      ctx.lineWidth = 6;
-      ctx.stroke();
-    }
-    ctx.globalAlpha = light * (0.35 + 0.65 * p);
-    ctx.lineWidth = 0.7 + 1.6 * p;
-    ctx.stroke();
-  }
-  ctx.globalCompositeOperation = "source-over";
   ctx.globalAlpha = 1;
-}
-
-/** The path in place as an empty, broken tube: a token whose probability nobody told. @param {CanvasRenderingContext2D} ctx @param {import("./theme.js").Palette} palette @param {number} light */
-function hollow(ctx, palette, light) {
-  ctx.save();
-  ctx.globalCompositeOperation = "source-over";
-  ctx.globalAlpha = light;
-  ctx.lineCap = "butt";
-  ctx.setLineDash([7, 4]);
-  ctx.lineWidth = 5;
-  ctx.stroke();
-  ctx.strokeStyle = palette.panel;
-  ctx.lineWidth = 3;
-  ctx.stroke();
-  ctx.restore();
 }

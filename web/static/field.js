@@ -2,8 +2,9 @@
  * The history of the field: E(t) of each stream as a line, one strike per token, a hatch for a stall, the interferogram
  * of all together, nothing for a missed frame.
  *
- * One engine frame is one column. A column is painted once onto a history picture, which then moves left by copying
- * itself: nothing older is drawn again. No DOM: a canvas, a session's columns and a palette come in.
+ * One engine frame is one column. A column is painted once onto a history picture, which then moves left: each step copies
+ * it into a second one, for a canvas that is copied into itself is copied twice. Nothing older is drawn again. No DOM: a
+ * canvas, a session's columns and a palette come in.
  *
  *   line height      E of the frame                      linear, 0–1
  *   strike height    E_base of the token                 linear, 0–1
@@ -33,6 +34,7 @@ export class Field {
   constructor(history) {
     this.history = history;
     this.ctx = /** @type {CanvasRenderingContext2D} */ (history.getContext("2d"));
+    this._other = /** @type {CanvasRenderingContext2D} */ (/** @type {HTMLCanvasElement} */ (history.cloneNode()).getContext("2d"));
     this.fringe = new Fringe();
     this.plot = layout(0, 0, 1);
     this.scale = 1;
@@ -48,12 +50,19 @@ export class Field {
   resize(width, height, scale, streams) {
     this.plot = layout(width, height, streams);
     this.scale = scale;
-    this.history.width = Math.ceil((this.span + PAD_PX) * scale);
-    this.history.height = Math.ceil(Math.max(1, height) * scale);
+    for (const { canvas } of [this.ctx, this._other]) {
+      canvas.width = Math.ceil((this.span + PAD_PX) * scale);
+      canvas.height = Math.ceil(Math.max(1, height) * scale);
+    }
   }
 
   get span() {
     return this.plot.x1 - this.plot.x0;
+  }
+
+  /** CSS px between two columns. A whole number of device px, so that no step of the picture is rounded and time stays true. */
+  get pitch() {
+    return Math.max(1, Math.round(this.columnPx * this.scale)) / this.scale;
   }
 
   /** Another session is shown; `repaint` comes next. */
@@ -65,12 +74,12 @@ export class Field {
 
   /** Where a column stands now; it may be left of the plot. @param {number} column */
   x(column) {
-    return this.plot.x1 - (this.painted - 1 - column) * this.columnPx;
+    return this.plot.x1 - (this.painted - 1 - column) * this.pitch;
   }
 
   /** The column at an x of the plot. @param {number} x */
   column(x) {
-    return this.painted - 1 - Math.round((this.plot.x1 - x) / this.columnPx);
+    return this.painted - 1 - Math.round((this.plot.x1 - x) / this.pitch);
   }
 
   /** Paints everything again from the ring: after a resize, a change of theme or of session. @param {Session|null} session @param {Palette} palette @param {boolean} still */
@@ -86,12 +95,15 @@ export class Field {
   advance(session, palette, still) {
     const from = this.painted;
     if (session.count === from) return [];
-    const shift = Math.min((session.count - from) * this.columnPx, this.span + PAD_PX) * this.scale;
-    const { ctx } = this;
+    const shift = Math.min((session.count - from) * this.pitch, this.span + PAD_PX) * this.scale;
+    const ctx = this._other;
     ctx.setTransform(1, 0, 0, 1, 0, 0);
-    ctx.globalCompositeOperation = "copy";
+    ctx.globalAlpha = 1;
+    ctx.clearRect(0, 0, this.history.width, this.history.height);
     ctx.drawImage(this.history, -Math.round(shift), 0);
-    ctx.globalCompositeOperation = "source-over";
+    this._other = this.ctx;
+    this.ctx = ctx;
+    this.history = ctx.canvas;
     const fresh = this._fresh(session, still);
     this._paint(session, palette, still, from);
     return fresh;
@@ -119,11 +131,12 @@ export class Field {
 
   /** @param {Session} session @param {Palette} palette @param {boolean} still @param {number} from */
   _paint(session, palette, still, from) {
-    const { columnPx, plot } = this;
+    const { pitch, plot, scale } = this;
+    const right = Math.round(this.span * scale) / scale;
     this.ctx.setTransform(this.scale, 0, 0, this.scale, 0, 0);
-    const first = Math.max(from, session.count - Math.ceil(this.span / columnPx), session.count - COLUMNS, 0);
+    const first = Math.max(from, session.count - Math.ceil(this.span / pitch), session.count - COLUMNS, 0);
     for (let i = first; i < session.count; i += 1) {
-      const x = this.span - (session.count - 1 - i) * columnPx;
+      const x = right - (session.count - 1 - i) * pitch;
       for (const stream of session.streams) {
         const band = plot.lanes[stream.slot];
         if (!band || i < stream.columns.born) continue;
@@ -131,32 +144,32 @@ export class Field {
         if (still) continue;
         for (const strike of stream.columns.strikes[i % COLUMNS] ?? []) this._strike(strike, x, band, palette.models[stream.slot], palette.dark);
       }
-      if (plot.fringe && session.together) this.fringe.column(this.ctx, session.together, i, { x, width: columnPx, ...plot.fringe }, palette);
+      if (plot.fringe && session.together) this.fringe.column(this.ctx, session.together, i, { x, width: pitch, ...plot.fringe }, palette);
     }
     this.painted = session.count;
   }
 
   /** @param {Stream} stream @param {number} i @param {number} x @param {Band} band @param {Palette} palette */
   _column({ slot, columns }, i, x, band, palette) {
-    const { ctx, columnPx } = this;
+    const { ctx, pitch } = this;
     const colour = palette.models[slot];
     const energy = columns.energy[i % COLUMNS];
     if (Number.isNaN(energy)) return; // a missed frame: no ink
     const y = height(band, energy);
     ctx.fillStyle = colour;
     ctx.globalAlpha = 0.14;
-    ctx.fillRect(x - columnPx, y, columnPx, band.y1 - y);
+    ctx.fillRect(x - pitch, y, pitch, band.y1 - y);
     ctx.globalAlpha = 0.3;
-    ctx.fillRect(x - columnPx, band.y1, columnPx, 1);
+    ctx.fillRect(x - pitch, band.y1, pitch, 1);
     if (columns.stalled[i % COLUMNS]) {
       ctx.globalAlpha = 0.6;
       ctx.fillStyle = palette.danger;
-      for (let q = (i * columnPx) % HATCH_PX; q < band.y1 - band.y0; q += HATCH_PX) ctx.fillRect(x - columnPx, band.y1 - q - 2, columnPx, 2);
+      for (let q = (i * pitch) % HATCH_PX; q < band.y1 - band.y0; q += HATCH_PX) ctx.fillRect(x - pitch, band.y1 - q - 2, pitch, 2);
     }
     const before = i > columns.born && i > columns.count - COLUMNS ? columns.energy[(i - 1) % COLUMNS] : NaN;
     ctx.strokeStyle = colour;
     ctx.lineCap = "butt"; // round ends would overlap and bead
-    trace(ctx, [x - columnPx, Number.isNaN(before) ? y : height(band, before), x, y]);
+    trace(ctx, [x - pitch, Number.isNaN(before) ? y : height(band, before), x, y]);
     ctx.globalAlpha = 0.22;
     ctx.lineWidth = 5;
     ctx.stroke();

@@ -3,6 +3,7 @@
 const STEPS = 8;
 const FULL_NAT = 4.2;
 const TOKENS = 240; // newest of a lane
+const CHARACTER_PX2 = 100; // of a lane's area, at least: what is out of sight is not marked, for marks are slow to paint
 const EVERY_MS = 250;
 
 /** @typedef {import("./lanes.js").Lanes} Lanes */
@@ -24,8 +25,10 @@ export class Heat {
     /** @type {StaticRange[]} */
     const mark = [];
     for (const stream of on ? (session?.streams ?? []) : []) {
-      const newest = stream.heard.slice(-TOKENS);
-      const ranges = lanes.lanes[stream.slot].view.ranges(newest);
+      const { view, scroll } = lanes.lanes[stream.slot];
+      const seen = view.following ? stream.shownChars - (scroll.clientWidth * scroll.clientHeight) / CHARACTER_PX2 : 0;
+      const newest = stream.heard.slice(-TOKENS).filter(({ start, length }) => start + length > seen);
+      const ranges = view.ranges(newest);
       newest.forEach(({ token }, i) => {
         const range = ranges[i];
         if (!range) return;

@@ -8,6 +8,7 @@ import { drawTracks } from "./tracks.js";
 
 const TOKEN_CHARS = 60;
 const ALTERNATIVES = 6;
+const FOLLOW_MS = 250; // nobody reads faster; a token that was picked is shown at once
 const NO_LOGPROBS = "No log-probabilities from this runtime: the certainty term is off, E uses cadence and stalls.";
 
 /** @typedef {import("./session.js").Session} Session */
@@ -34,11 +35,13 @@ export class Inspector {
     /** @type {{picked: Picked, session: Session}|null} */
     this._shown = null;
     this._of = "";
+    this._at = -FOLLOW_MS;
   }
 
   /** @param {boolean} open */
   turn(open) {
     this.open = open;
+    this._at = -FOLLOW_MS;
     this.box.hidden = !open;
     byId("evidence-toggle").setAttribute("aria-pressed", String(open));
   }
@@ -62,6 +65,9 @@ export class Inspector {
       return;
     }
     const { stream, heard } = picked;
+    const now = performance.now();
+    if (heard === stream.measured && now - this._at < FOLLOW_MS) return;
+    this._at = now;
     this._shown = { session, picked };
     const of = `${stream.id}:${heard.token.position}:${heard.reading ? 1 : 0}`;
     if (of !== this._of) {

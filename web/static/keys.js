@@ -6,12 +6,12 @@ import { recall, remember } from "./theme.js";
 
 const TWICE_MS = 1_000;
 const GOTO_MS = 1_500;
-const GOTO = new Map([["s", "stream"], ["p", "pool"], ["g", "gateway"], ["c", "classifier"], ["e", "events"]]);
+export const GOTO = new Map([["s", "stream"], ["r", "replay"], ["p", "pool"], ["g", "gateway"], ["c", "classifier"], ["e", "events"]]);
 
 /**
  * @typedef {{stop: () => void, stopAll: () => void, freeze: () => void, evidence: () => void, solo: (slot: number) => void,
  *   step: (by: number) => void, zoom: (by: number) => void, whole: () => void, copy: () => void, table: () => void,
- *   goTo: (screen: string) => void, prompt: () => void, help: () => void, theme: import("./theme.js").Theme}} Actions
+ *   palette: () => void, goTo: (screen: string) => void, prompt: () => void, help: () => void, theme: import("./theme.js").Theme}} Actions
  */
 
 /** @typedef {{shown: string[], words: string, on?: string[], act?: (actions: Actions, key: string) => void}} Key `on`: what the keyboard calls it */
@@ -20,7 +20,8 @@ const GOTO = new Map([["s", "stream"], ["p", "pool"], ["g", "gateway"], ["c", "c
 export const KEYS = [
   { shown: ["Ctrl", "↵"], words: "run the prompt" },
   { shown: ["Esc"], words: "stop the session shown; twice: all" },
-  { shown: ["Space"], words: "freeze the field, and go on", on: [" "], act: ({ freeze }) => freeze() },
+  { shown: ["Ctrl", "K"], words: "every command, screen, model and session" },
+  { shown: ["Space"], words: "freeze the field, and go on; in a replay: pause, and play", on: [" "], act: ({ freeze }) => freeze() },
   { shown: ["1", "…", "6"], words: "one lane alone", on: ["1", "2", "3", "4", "5", "6"], act: ({ solo }, key) => solo(Number(key) - 1) },
   { shown: ["0"], words: "all lanes", on: ["0"], act: ({ solo }) => solo(-1) },
   { shown: ["E"], words: "evidence: click a token in the field or in the text", on: ["e"], act: ({ evidence }) => evidence() },
@@ -29,7 +30,7 @@ export const KEYS = [
   { shown: ["C"], words: "copy the evidence as JSON", on: ["c"], act: ({ copy }) => copy() },
   { shown: ["["], words: "less time in the field", on: ["["], act: ({ zoom }) => zoom(1) },
   { shown: ["]"], words: "more time in the field", on: ["]"], act: ({ zoom }) => zoom(-1) },
-  { shown: ["A"], words: "to the table with the same values", on: ["a"], act: ({ table }) => table() },
+  { shown: ["A"], words: "the field as a table, and back", on: ["a"], act: ({ table }) => table() },
   { shown: ["F"], words: "the field on the whole screen", on: ["f"], act: ({ whole }) => whole() },
   { shown: ["G", ...[...GOTO.keys()].map((key) => key.toUpperCase())], words: `G, then: ${[...GOTO.values()].join(", ")}` },
   { shown: ["/"], words: "go to the prompt", on: ["/"], act: ({ prompt }) => prompt() },
@@ -47,8 +48,8 @@ function listed({ shown, words }) {
 export class Keys {
   /** @param {Omit<Actions, "help">} actions */
   constructor(actions) {
-    this.help = /** @type {HTMLDialogElement} */ (byId("help"));
-    this.actions = { ...actions, help: () => this.help.showModal() };
+    const help = /** @type {HTMLDialogElement} */ (byId("help"));
+    this.actions = { ...actions, help: () => help.showModal() };
     byId("keys").replaceChildren(...KEYS.map(listed));
     this.letters = /** @type {HTMLInputElement} */ (byId("letters"));
     this.letters.checked = recall("letters") !== "off";
@@ -64,7 +65,13 @@ export class Keys {
 
   /** @param {KeyboardEvent} event */
   _pressed(event) {
-    if (event.defaultPrevented || this.help.open || event.ctrlKey || event.metaKey || event.altKey) return;
+    if (event.defaultPrevented) return;
+    if (event.key.toLowerCase() === "k" && (event.ctrlKey || event.metaKey) && !event.altKey && !event.shiftKey) {
+      event.preventDefault(); // the browser has a meaning of its own for it
+      if (!document.querySelector("dialog[open]:not(#palette)")) this.actions.palette();
+      return;
+    }
+    if (document.querySelector("dialog[open]") || event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key === "Escape") {
       const again = event.timeStamp - this._escapedAt < TWICE_MS;
       this._escapedAt = event.timeStamp;

@@ -26,7 +26,7 @@ export function waiting(session, stream, now) {
   const step = model && HINTS.has(model.state) ? `${model.state} ${name}` : "prompt sent";
   const place = model?.state === "queued" && known(model.position) ? `, place ${model.position}` : "";
   const why = model && HINTS.has(model.state) && model.reason ? ` · ${visible(model.reason)}` : "";
-  return `${step}${place} · ${(since / 1000).toFixed(2)} s${why}\n${HINTS.get(model?.state ?? "") ?? NO_TOKEN}`;
+  return `${step}${place} · ${(since / 1000).toFixed(2)} s${why}${session.recorded ? "" : `\n${HINTS.get(model?.state ?? "") ?? NO_TOKEN}`}`;
 }
 
 /** The value below which `part` of the sorted values lie. @param {number[]} sorted @param {number} part */

@@ -1,14 +1,16 @@
 /** The card of models: what each is doing, what lately happened to them, and a field to download another. */
 
-import { byId, known, put } from "./format.js";
+import { byId, known } from "./format.js";
+import * as slow from "./slow.js";
 import { visible } from "./text.js";
+import { effect, html, nothing, render, signal } from "./vendor/vendor.js";
 
 /** @typedef {import("./api.js").Model} Model */
 /** @typedef {{model: string, state: string, progress: number|null, position: number|null, reason: string|null}} ModelEvent */
+/** @typedef {{at: Date, words: string}} News */
 
 const LISTED = 200;
 const NEWS = 6;
-const WIDE_PX = 1180; // from here on there is room for the list
 const MEANINGS = new Map([
   ["absent", "not in memory; asking it loads it"],
   ["pulling", "being downloaded"],
@@ -23,14 +25,7 @@ const MEANINGS = new Map([
 export class Library {
   /** @param {{download: (name: string) => void}} actions */
   constructor({ download }) {
-    this.box = /** @type {HTMLDetailsElement} */ (byId("models"));
-    this.box.open = innerWidth > WIDE_PX;
-    this.list = byId("model-list");
-    this.news = byId("model-news");
-    /** @type {Map<string, {state: string, reason: string|null}>} what events said after the last listing */
-    this._heard = new Map();
-    this._stale = true;
-    this._reach = ""; // runtimes on other machines, as last drawn
+    this._news = signal(/** @type {readonly News[]} */ ([]));
     const form = /** @type {HTMLFormElement} */ (byId("download"));
     const name = /** @type {HTMLInputElement} */ (byId("download-name"));
     form.addEventListener("submit", (event) => {
@@ -39,76 +34,47 @@ export class Library {
       download(name.value.trim());
       form.reset();
     });
+    effect(() => this._list(slow.listing.value?.models ?? []));
+    effect(() => this._told(this._news.value));
   }
 
   /** A new listing is there; it is newer than what was heard. */
   listed() {
-    this._heard.clear();
-    this._stale = true;
+    slow.heard.value = new Map();
   }
 
   /** @param {ModelEvent} event @param {number} atMs Unix time */
-  heard(event, atMs) {
-    const { model, state, reason } = event;
-    this._heard.set(model, { state, reason });
-    if (this._heard.size > LISTED) this._heard.delete(this._heard.keys().next().value ?? "");
-    this._stale = true;
-    if (reason && state !== "pulling") this._note(`${visible(model)}: ${state}, ${visible(reason)}`, atMs);
+  heard({ model, state, reason, progress }, atMs) {
+    const news = new Map(slow.heard.peek()).set(model, { state, reason, progress });
+    if (news.size > LISTED) news.delete(news.keys().next().value ?? "");
+    slow.heard.value = news;
+    if (!reason || state === "pulling") return;
+    const note = { at: new Date(known(atMs) ? atMs : Date.now()), words: `${visible(model)}: ${state}, ${visible(reason)}` };
+    this._news.value = [note, ...this._news.peek()].slice(0, NEWS);
   }
 
-  /** What an event said of a model after the last listing. @param {string} name */
-  heardOf(name) {
-    return this._heard.get(name);
-  }
-
-  /** 1 Hz. @param {Map<string, Model>} models @param {string[]} away runtimes on other machines */
-  show(models, away) {
-    const reach = away.join();
-    if (!this._stale && reach === this._reach) return;
-    this._stale = false;
-    this._reach = reach;
-    const told = [...models.values()].map((model) => ({ model, state: this._heard.get(model.name)?.state ?? model.state ?? "" }));
-    put(byId("models-count"), `${models.size} · ${told.filter(({ state }) => state === "ready").length} in memory`);
+  /** @param {Model[]} models */
+  _list(models) {
+    const heard = slow.heard.value;
+    const away = new Set((slow.health.value?.runtimes ?? []).filter(({ local }) => !local).map(({ name }) => name));
+    const told = models.map((model) => ({ model, news: heard.get(model.name), state: heard.get(model.name)?.state ?? model.state ?? "" }));
+    const inside = told.filter(({ state }) => state === "ready").length;
     told.sort((a, b) => Number(a.state === "absent") - Number(b.state === "absent")); // what something happens to comes first
-    this.list.replaceChildren(...told.slice(0, LISTED).map(({ model, state }) => this._row(model, state, away.includes(model.runtime))));
-    byId("model-list-rest").hidden = models.size <= LISTED;
-    put(byId("model-list-rest"), `and ${models.size - LISTED} more`);
+    render(`${models.length} · ${inside} in memory`, byId("models-count"));
+    render(told.slice(0, LISTED).map(({ model, news, state }) => item(model, state, news?.reason ?? null, away.has(model.runtime))), byId("model-list"));
+    byId("model-list-rest").hidden = models.length <= LISTED;
+    render(`and ${models.length - LISTED} more`, byId("model-list-rest"));
   }
 
-  /** @param {Model} model @param {string} state @param {boolean} away @returns {HTMLElement} */
-  _row(model, state, away) {
-    const item = document.createElement("li");
-    const name = document.createElement("span");
-    name.className = "name";
-    name.textContent = visible(model.name);
-    item.append(name);
-    if (away) item.append(mark("leaves this machine", "away", "prompts for this model leave this machine"));
-    const reason = this._heard.get(model.name)?.reason;
-    const meaning = MEANINGS.get(state) ?? "";
-    item.append(mark(state || "unknown", "state", reason ? `${meaning}: ${visible(reason)}` : meaning, state));
-    return item;
-  }
-
-  /** @param {string} words @param {number} atMs */
-  _note(words, atMs) {
-    const item = document.createElement("li");
-    const time = document.createElement("time");
-    const at = new Date(known(atMs) ? atMs : Date.now());
-    time.dateTime = at.toISOString();
-    time.textContent = at.toLocaleTimeString([], { hour12: false });
-    item.append(time, ` ${words}`);
-    this.news.prepend(item);
-    while (this.news.childElementCount > NEWS) this.news.lastElementChild?.remove();
-    this.news.hidden = false;
+  /** @param {readonly News[]} news */
+  _told(news) {
+    byId("model-news").hidden = news.length === 0;
+    render(news.map(({ at, words }) => html`<li><time datetime=${at.toISOString()}>${at.toLocaleTimeString([], { hour12: false })}</time> ${words}</li>`), byId("model-news"));
   }
 }
 
-/** @param {string} text @param {string} kind @param {string} title @param {string} [state] */
-function mark(text, kind, title, state) {
-  const chip = document.createElement("span");
-  chip.className = `mark-chip ${kind}`;
-  chip.textContent = text;
-  chip.title = title;
-  if (state) chip.dataset.state = state;
-  return chip;
+/** @param {Model} model @param {string} state @param {string|null} reason @param {boolean} away */
+function item(model, state, reason, away) {
+  const meaning = MEANINGS.get(state) ?? "";
+  return html`<li><span class="name">${visible(model.name)}</span>${away ? html`<span class="mark-chip away" title="prompts for this model leave this machine">leaves this machine</span>` : nothing}<span class="mark-chip state" data-state=${state || nothing} title=${reason ? `${meaning}: ${visible(reason)}` : meaning}>${state || "unknown"}</span></li>`;
 }

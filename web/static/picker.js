@@ -77,6 +77,13 @@ export class Picker {
     this._show();
   }
 
+  /** One model is to be asked. @param {string} name */
+  choose(name) {
+    this._turn("single");
+    this.model.value = name;
+    remember("model", name);
+  }
+
   /** @returns {{mode: Mode, model?: string, models?: string[]}} */
   get request() {
     return this.mode === "single" ? { mode: this.mode, model: this.model.value } : { mode: this.mode, models: [...this.members] };

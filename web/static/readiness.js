@@ -1,6 +1,7 @@
 /** What state the engine is in, as /health tells it: asked at the start, and again while there is something to wait for. No DOM. */
 
 import * as api from "./api.js";
+import * as slow from "./slow.js";
 
 const POLL_MS = 2_000;
 const POLLS_MAX = 900; // half an hour in a row; then a reconnect, a look at the page or its button starts anew
@@ -12,8 +13,6 @@ export class Readiness {
   /** @param {(before: string, after: string) => void} onChange called when the engine's state is another than before; before is "" at first */
   constructor(onChange) {
     this.onChange = onChange;
-    /** @type {Health|null} */
-    this.health = null;
     this.state = ""; // starting, no_runtime, no_models or ready; empty before the first answer
     this.since = 0; // of this state, as far as this page saw it
     this.asking = false;
@@ -29,6 +28,10 @@ export class Readiness {
   async ask() {
     this._polls = 0;
     await this._ask();
+  }
+
+  get health() {
+    return slow.health.peek();
   }
 
   /** The runtimes that could help, and were asked. */
@@ -66,13 +69,13 @@ export class Readiness {
     this._timer = 0;
     this.asking = true;
     try {
-      this.health = await api.health();
+      slow.health.value = await api.health();
     } catch {
       return; // the link says that the engine is gone, and asks again when it is back
     } finally {
       this.asking = false;
     }
-    this._enter(this.health.state ?? "ready");
+    this._enter(this.health?.state ?? "ready");
     if (this._again) this._ask();
     else this._compare();
     if (!this.asking) this._next();

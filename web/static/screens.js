@@ -1,6 +1,6 @@
 /** Which screen is shown, and the address of the page that says so. */
 
-import { byId } from "./format.js";
+import { byId, put } from "./format.js";
 import { parse, SCREENS, written } from "./route.js";
 
 /** @typedef {import("./route.js").Screen} Screen */
@@ -9,7 +9,7 @@ import { parse, SCREENS, written } from "./route.js";
 /**
  * @typedef {{store: import("./store.js").Store, sessions: HTMLSelectElement, shown: Session|null, theme: import("./theme.js").Theme,
  *   picture: import("./picture.js").Picture, picking: import("./picking.js").Picking, inspector: import("./inspector.js").Inspector,
- *   evidence: (open: boolean) => void}} Page
+ *   replay: import("./replay_view.js").Replay, recordings: import("./recordings.js").Recordings, evidence: (open: boolean) => void}} Page
  */
 
 export class Screens {
@@ -20,7 +20,17 @@ export class Screens {
     this.screen = "stream";
     this._wanted = parse(location.hash);
     /** @type {Set<Screen>} */
-    this._offered = new Set(["stream", "pool", "events"]);
+    this._offered = new Set(["stream", "replay", "pool", "events"]);
+  }
+
+  /** Whether the field and the lanes are shown. */
+  get streaming() {
+    return this.screen === "stream" || this.screen === "replay";
+  }
+
+  /** @returns {Screen[]} those that have their place */
+  get offered() {
+    return SCREENS.filter((screen) => this._offered.has(screen));
   }
 
   start() {
@@ -33,6 +43,7 @@ export class Screens {
     this._turn(this._wanted.screen);
     this.page.sessions.addEventListener("change", () => {
       this._wanted.session = this.page.sessions.value;
+      if (this.screen === "replay") this.show("stream", this._wanted.session);
       this.write();
     });
   }
@@ -55,6 +66,7 @@ export class Screens {
   show(screen, session) {
     this._wanted.session = session;
     this._wanted.screen = screen;
+    this._wanted.atS = null;
     this._select();
     this._turn(screen);
     this.write();
@@ -71,7 +83,7 @@ export class Screens {
   /** Another session is shown: what the address said of it holds. @param {Session|null} session */
   opened(session) {
     const { solo, token, session: id } = this._wanted;
-    if (!session || (id && !session.id.startsWith(id))) return;
+    if (!session || (id && !session.id.startsWith(id)) || (solo < 0 && !token)) return;
     Object.assign(this._wanted, { solo: -1, token: null }); // once: from here on the person decides
     if (solo >= 0 && session.streams[solo]) this.page.picking.toggleSolo(solo);
     if (token) this.page.picking.pick(token.slot, token.position);
@@ -83,16 +95,21 @@ export class Screens {
     const { page } = this;
     const { theme, still } = page.theme.chosen;
     const { solo, slot, position } = page.picking;
-    const session = this._wanted.session || (page.sessions.value && page.shown ? page.shown.id : "");
+    const replayed = this.screen === "replay" ? page.replay.player?.track.id : "";
+    if (replayed) this._wanted.session = replayed;
+    const session = replayed || this._wanted.session || (page.sessions.value && page.shown ? page.shown.id : "");
+    const atS = replayed ? page.replay.atS : null;
     const token = page.inspector.open && position !== null ? { slot, position } : null;
     if (!this._offered.has(this._wanted.screen)) return; // it may come yet
-    const address = written({ screen: this.screen, session, evidence: page.inspector.open, solo, zoom: page.picture.zoom, theme, still, token });
+    const address = written({ screen: this.screen, session, evidence: page.inspector.open, solo, zoom: page.picture.zoom, theme, still, token, atS });
+    gone(this._wanted.screen === "stream" ? this._wanted.session : "", page);
     const plain = address === "#/stream" && location.hash === "";
     if (!plain && location.hash !== address) history.replaceState(null, "", address);
   }
 
   /** A session that the address names by the beginning of its id is picked when it is there. */
   _select() {
+    if (this._wanted.screen === "replay") return;
     const { sessions, store } = this.page;
     const id = this._wanted.session;
     if (!id || sessions.value.startsWith(id)) return;
@@ -104,6 +121,9 @@ export class Screens {
 
   _changed() {
     this._wanted = parse(location.hash);
+    const { recordings, store } = this.page;
+    const found = this._wanted.screen === "stream" ? recordings.find(this._wanted.session) : null;
+    if (found && !found.open && !store.sessions.get(found.id)?.active) this._wanted.screen = "replay"; // it is over
     const { theme, evidence } = this._wanted;
     if (theme === "dark" || theme === "light") this.page.theme.choose(theme);
     if (evidence && !this.page.inspector.open) this.page.evidence(true);
@@ -115,13 +135,33 @@ export class Screens {
   /** @param {Screen} screen */
   _turn(screen) {
     this.screen = this._offered.has(screen) ? screen : "stream";
+    const section = this.streaming ? "stream" : this.screen; // a replay is looked at where the stream is
     for (const name of SCREENS) {
-      byId(`screen-${name}`).hidden = name !== this.screen;
+      if (name !== "replay") byId(`screen-${name}`).hidden = name !== section;
       const link = byId(`nav-${name}`);
       if (name === this.screen) link.setAttribute("aria-current", "page");
       else link.removeAttribute("aria-current");
     }
-    document.body.dataset.screen = this.screen;
-    if (this.screen === "stream") this.page.picture.touch();
+    document.body.dataset.screen = section;
+    if (this.streaming) this.page.picture.touch();
+    const { replay, recordings, shown } = this.page;
+    const again = !replay.active;
+    replay.turn(this.screen === "replay");
+    if (!replay.active) return;
+    this.page.picture.frozen = false;
+    const { session, atS } = this._wanted;
+    const last = again && !replay.player && shown && recordings.all.get(shown.id)?.open === false ? shown.id : "";
+    void replay.open(session || last, atS);
   }
+}
+
+/** Why the session that the address names is not what is seen. @param {string} id or the beginning of it @param {Page} page */
+function gone(id, { store, recordings }) {
+  const session = id ? [...store.sessions.values()].find((one) => one.id.startsWith(id)) : null;
+  const name = id.slice(0, 8);
+  let words = "";
+  if (id && store.boot && !session) words = `Session ${name} is over: the engine keeps a session for a minute after its end, and this page has not seen it. Shown is the newest one, if there is any.`;
+  else if (session && !session.active && session.count === 0 && !recordings.find(session.id)) words = `Session ${name} was over before this page was opened: what it said and its totals are known, its field is not, and there is nothing to replay.`;
+  byId("gone").hidden = words === "";
+  put(byId("gone-why"), words);
 }

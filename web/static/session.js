@@ -35,6 +35,7 @@ export class Session {
     /** @type {Record<string, any>|null} payload of session_end */
     this.end = null;
     this.lost = false; // the engine forgot it (it restarted)
+    this.recorded = false; // it is being replayed
     this.council = new Council();
     /** @type {EnsembleColumns|null} there from the second stream on */
     this.together = null;

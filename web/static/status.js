@@ -38,11 +38,11 @@ export function showStatus(store, link, own, now) {
 /** @param {string} word */
 const capital = (word) => word[0].toUpperCase() + word.slice(1);
 
-/** @param {Session|null} session @param {Connection} link @param {boolean} syntheticModel @param {number} now */
+/** @param {Session|null} session a replayed one says nothing of the line @param {Connection} link @param {boolean} syntheticModel @param {number} now */
 export function showBanners(session, link, syntheticModel, now) {
   byId("synthetic").hidden = !(session ? session.synthetic : syntheticModel);
   const box = byId("trouble");
-  const text = trouble(session, link, now);
+  const text = trouble(session?.recorded ? null : session, link, now);
   box.hidden = text === "";
   put(box, text);
 }
@@ -79,8 +79,8 @@ export function showSessions(store) {
   select.value = store.sessions.has(chosen) ? chosen : "";
 }
 
-/** @param {Session} session */
-function sessionLine(session) {
+/** A session in one line. @param {Session} session */
+export function sessionLine(session) {
   const state = session.end ? session.end.reason : session.lost ? "lost" : (session.streams[0]?.reading?.state ?? "CHARGING").toLowerCase();
   return `${session.id.slice(0, 6)} · ${session.streams.length > 1 ? `council of ${session.streams.length}` : session.awaited || "?"} · ${session.origin || "?"} · ${state}`;
 }

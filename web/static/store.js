@@ -55,10 +55,10 @@ export class Store {
     this._order = 0;
   }
 
-  /** @param {any} message one decoded WebSocket message @param {number} now */
+  /** @param {any} message one decoded WebSocket message @param {number} now @returns {boolean} whether it is new */
   ingest(message, now) {
     if (typeof message.frame === "number") {
-      if (message.frame <= this.frame) return; // come again after a reconnect
+      if (message.frame <= this.frame) return false; // come again after a reconnect
       this._count(message, now);
     }
     for (const event of message.events ?? []) {
@@ -66,6 +66,7 @@ export class Store {
       if (event.type === "experience.model") this._model(event.payload, message.ts_ms);
       this._event(event, message.mono_ms, now);
     }
+    return true;
   }
 
   /** Where to go on after a break: `<boot>.<frame>`, empty before the first frame. */

@@ -1,11 +1,11 @@
 /** The rows of downloads: a bar, what is going on in words, and what can be done about it. 10 Hz. */
 
-import { byId, known, put } from "./format.js";
+import { byId, known } from "./format.js";
 import { visible } from "./text.js";
+import { html, nothing, render, repeat } from "./vendor/vendor.js";
 
 /** @typedef {import("./downloads.js").Download} Download */
 /** @typedef {import("./downloads.js").Downloads} Downloads */
-/** @typedef {{box: HTMLElement, bar: HTMLProgressElement, text: HTMLElement, act: HTMLButtonElement, away: HTMLButtonElement}} Row */
 
 /** @param {number} count */
 export function bytes(count) {
@@ -27,64 +27,29 @@ export class Transfers {
   constructor(downloads) {
     this.downloads = downloads;
     this.list = byId("downloads");
-    /** @type {Map<string, Row>} */
-    this._rows = new Map();
+    this._empty = true;
   }
 
   show() {
     const { rows } = this.downloads;
-    this.list.hidden = rows.size === 0;
-    for (const [name, row] of this._rows) {
-      if (rows.has(name)) continue;
-      row.box.remove();
-      this._rows.delete(name);
-    }
-    for (const download of rows.values()) this._update(this._rows.get(download.name) ?? this._add(download.name), download);
+    if (rows.size === 0 && this._empty) return;
+    this._empty = rows.size === 0;
+    this.list.hidden = this._empty;
+    render(repeat(rows.values(), ({ name }) => name, (download) => this._row(download)), this.list);
   }
 
-  /** @param {string} name @returns {Row} */
-  _add(name) {
-    const box = document.createElement("div");
-    box.className = "transfer";
-    const label = document.createElement("b");
-    label.textContent = visible(name);
-    const bar = document.createElement("progress");
-    bar.max = 1;
-    bar.setAttribute("aria-label", `Download of ${visible(name)}`);
-    const text = document.createElement("span");
-    text.className = "mono quiet";
-    const [act, away] = ["act", "away"].map((kind) => {
-      const button = document.createElement("button");
-      button.type = "button";
-      button.className = `button ${kind}`;
-      return button;
-    });
-    act.addEventListener("click", () => (this.downloads.rows.get(name)?.abort ? this.downloads.cancel(name) : this.downloads.start(name)));
-    away.textContent = "Dismiss";
-    away.setAttribute("aria-label", `Dismiss the download of ${visible(name)}`);
-    away.addEventListener("click", () => this.downloads.dismiss(name));
-    box.append(label, bar, text, act, away);
-    this.list.append(box);
-    const row = { box, bar, text, act, away };
-    this._rows.set(name, row);
-    return row;
-  }
-
-  /** @param {Row} row @param {Download} download */
-  _update({ box, bar, text, act, away }, download) {
-    const { state, progress, abort } = download;
+  /** @param {Download} download */
+  _row({ name, state, progress, abort, ...rest }) {
+    const { downloads } = this;
     const over = state === "failed" || state === "stopped";
-    if (box.dataset.state !== state) box.dataset.state = state;
-    bar.hidden = over;
-    if (known(progress)) bar.value = progress;
-    else bar.removeAttribute("value"); // indeterminate: nobody knows how far it is
-    put(text, words(download));
-    act.hidden = !abort && !over;
-    put(act, abort ? "Cancel" : state === "failed" ? "Try again" : "Go on");
-    if (act.dataset.for !== state) {
-      act.dataset.for = state;
-      act.setAttribute("aria-label", `${act.textContent}: download of ${visible(download.name)}`);
-    }
-    away.hidden = !over;
+    const label = visible(name);
+    const act = abort ? "Cancel" : state === "failed" ? "Try again" : "Go on";
+    return html`<div class="transfer" data-state=${state}>
+      <b>${label}</b>
+      <progress max="1" aria-label="Download of ${label}" value=${progress ?? nothing} ?hidden=${over}></progress>
+      <span class="mono quiet">${words({ name, state, progress, abort, ...rest })}</span>
+      <button type="button" class="button act" aria-label="${act}: download of ${label}" ?hidden=${!abort && !over} @click=${() => (downloads.rows.get(name)?.abort ? downloads.cancel(name) : downloads.start(name))}>${act}</button>
+      <button type="button" class="button away" aria-label="Dismiss the download of ${label}" ?hidden=${!over} @click=${() => downloads.dismiss(name)}>Dismiss</button>
+    </div>`;
   }
 }
