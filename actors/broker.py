@@ -109,6 +109,7 @@ class Broker:
     wall_s: Callable[[], float]
     locked: bool = False  # the core lock is on: no socket could leave anyway
     counters: BrokerCounters = attrs.field(factory=BrokerCounters)
+    at_off: list[Callable[[], None]] = attrs.field(factory=list)  # what lets go of what is open; quick, never raises
     _calls_s: deque[float] = attrs.field(factory=lambda: deque(maxlen=CALLS_MAX))
     _day: int = 0
     _tokens: int = 0  # of that day, over
@@ -118,21 +119,28 @@ class Broker:
     # ── what is allowed ──
 
     def switch(self, mode: BrokerMode) -> None:
-        """Raises BrokerDisabled where the tier has no broker. Calls under way go on to their end."""
+        """Raises BrokerDisabled where the tier has no broker. Calls under way go on to their end; connections that wait
+        for one are closed."""
         if mode is not BrokerMode.DISABLED and self.locked:
             raise BrokerDisabled("the core lock is on (`core_lock`): nothing leaves this machine", mode=self.mode)
         if mode is not BrokerMode.DISABLED and not self.tier_allows:
             raise BrokerDisabled(
                 "the broker needs the tier hybrid (`tier: hybrid` in the configuration)", mode=self.mode
             )
+        self._set(mode)
+
+    def _set(self, mode: BrokerMode) -> None:
         self.mode = mode
+        if mode is BrokerMode.DISABLED:
+            for let_go in self.at_off:
+                let_go()
 
     async def note_mode(self) -> None:
         """Write the mode down. Raises RuntimeUnavailable; the broker is then disabled."""
         try:
             await self.log.write({"at": self._at(), "event": "mode", "mode": self.mode.value})
         except OSError as error:
-            self.mode = BrokerMode.DISABLED
+            self._set(BrokerMode.DISABLED)
             raise _unwritable(error) from error
 
     def objection(self, occasion: Occasion) -> str | None:
@@ -223,7 +231,7 @@ class Broker:
                 await self.log.write(line)
             except OSError as error:
                 logger.error("the end of a call could not be written down: %s", error.strerror)
-                self.mode = BrokerMode.DISABLED
+                self._set(BrokerMode.DISABLED)
 
     # ── what was used up ──
 

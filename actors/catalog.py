@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+import math
 from collections.abc import Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("wf.catalog")
 
 SETTLE_S: Final = 10.0
+LISTED_S: Final = 0.5  # so old may a list be that is shown to whoever asks for one
 # Kinds whose models are always listed as `runtime/name`.
 QUALIFIED: Final = frozenset({"embedded", "synthetic", "satellite"})
 
@@ -64,11 +66,14 @@ class Seats:
 @attrs.frozen
 class Residency:
     """What a runtime said is in its memory, by public names with bytes (null: it does not say). `asked_us` is when it
-    was asked: what happened later is not in it."""
+    was asked: what happened later is not in it. `gone`: it has no process any more, and so nothing in memory.
+    `silent`: it does not answer, and may still hold what it held; `models` says nothing then."""
 
     runtime: str
     asked_us: int
     models: Mapping[str, int | None]
+    gone: bool = False
+    silent: bool = False
 
 
 @attrs.frozen
@@ -96,21 +101,31 @@ class Catalog:
     asked_us: dict[str, int] = attrs.field(factory=dict)  # when each runtime was asked what it has
     asked: trio.Event = attrs.field(factory=trio.Event)  # set once every runtime has been asked
     _asking: trio.Lock = attrs.field(factory=trio.Lock)
-    _rounds: int = 0  # that have been asked
+    rounds: int = 0  # in which all were asked
+    _round_s: float = -math.inf  # when the last of them began, on the clock of trio
     settled: trio.Event = attrs.field(factory=trio.Event)  # set once none of them is still being started
     looked: trio.Event = attrs.field(factory=trio.Event)  # set when somebody reads `probes`; a new one for each round
 
     async def refresh(self) -> None:
         """Ask every runtime, all at once; bounded by their own probe time-outs. Callers at the same moment share one
         round, which begins after each of them asked."""
-        wanted = self._rounds + 2 if self._asking.locked() else self._rounds + 1  # one under way may be too old
+        wanted = self.rounds + 2 if self._asking.locked() else self.rounds + 1  # one under way may be too old
         async with self._asking:
-            if self._rounds < wanted:
+            if self.rounds < wanted:
                 await self._ask_all()
-                self._rounds += 1
+
+    async def recent(self, within_s: float = LISTED_S) -> float:
+        """As `refresh`, unless they were asked less than `within_s` before the call. Gives the age of what is known
+        now, in seconds since they were asked. Callers at the same moment share one round."""
+        since_s = trio.current_time() - within_s
+        if self._round_s <= since_s:
+            async with self._asking:
+                if self._round_s <= since_s:
+                    await self._ask_all()
+        return trio.current_time() - self._round_s
 
     async def _ask_all(self) -> None:
-        answers: dict[str, _Answer] = {}
+        began_s, answers = trio.current_time(), dict[str, _Answer]()
 
         async def ask(name: str, runtime: Runtime) -> None:
             answers[name] = await _ask(runtime, self.clock())
@@ -118,6 +133,7 @@ class Catalog:
         async with trio.open_nursery() as nursery:
             for name, runtime in self.runtimes.items():
                 nursery.start_soon(ask, name, runtime)
+        self.rounds, self._round_s = self.rounds + 1, began_s
         self._log_changes(answers)
         self.probes = {name: answers[name].probe for name in self.runtimes}
         self.models = self._named(answers)
@@ -126,7 +142,9 @@ class Catalog:
         if not self.starting():
             self.settled.set()
         for name, answer in answers.items():
-            if answer.resident is not None:
+            if not answer.probe.up:
+                self.seen(Residency(name, answer.asked_us, {}, answer.probe.gone, silent=not answer.probe.gone))
+            elif answer.resident is not None:
                 of_runtime = {model.info.name: model.name for model in self.models if model.runtime.name == name}
                 models = {of_runtime[m]: size_bytes for m, size_bytes in answer.resident.items() if m in of_runtime}
                 self.seen(Residency(name, answer.asked_us, models))
@@ -137,7 +155,7 @@ class Catalog:
             if probe.up and (before is None or not before.up):
                 logger.info("%s is here, with %d models", name, len(answer.models))
             elif not probe.up and before is not None and before.up:
-                logger.warning("%s is gone: %s", name, probe.reason)
+                logger.warning("%s %s: %s", name, "is gone" if probe.gone else "is not there for us", probe.reason)
 
     def _named(self, answers: Mapping[str, _Answer]) -> tuple[ModelRef, ...]:
         """Each under its own name; where an earlier runtime has that one already, as `runtime/name`."""

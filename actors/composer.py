@@ -19,6 +19,7 @@ from policies.degrade import JOIN, Ladder, joined, lightened
 
 MAILBOX_BATCHES = 256
 DRAIN_BATCHES_MAX = 128  # per wake; twice as many from D1 on, which is all of the mailbox
+REST_S = 0.004  # between two looks at the mailbox while frames are due: a wake costs as much as several batches
 PENDING_SAMPLES_MAX = 65_536  # with those the hub refused; beyond it nothing is read and producers are really held
 PENDING_EVENTS_MAX = 4_096  # lossless events kept while the hub takes no frame
 
@@ -96,6 +97,8 @@ class FrameComposer:
                 except trio.EndOfChannel:
                     self._ended = True
                     return goal
+                if paced:  # the goal is the very next tick, and nothing can bring it nearer
+                    await trio.sleep(REST_S)
             goal = min(goal, self._goal(tick, paced))
 
     def _fold_waiting(self, signals: trio.MemoryReceiveChannel[MappedSignal]) -> None:

@@ -2,6 +2,10 @@
 
 Members speak in one nursery under the session's scope, so stopping the session stops them all. A member that fails
 leaves; the others go on. Once enough of them have ended, the rest gets a grace; then the answer is chosen.
+
+A model outside this machine (a satellite) speaks beside the others and never holds them up: it takes no place in a wave
+and no part in the quorum, nobody's words wait for it, and once those of this machine are done it is over, unless none
+of them has an answer.
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ import trio
 from actors.catalog import ModelRef, Seats
 from actors.kernel import Outlet
 from actors.lease import Grant, PoolHandle
-from actors.model_use import LOADING, QUEUED, STREAMING, ModelUse
+from actors.model_use import ELSEWHERE, LOADING, QUEUED, STREAMING, ModelUse
 from actors.reply_line import Begun, ReplyLine
 from actors.transcript import Transcript
 from engine.domain.agreement import agreed, decided
@@ -31,6 +35,7 @@ from engine.domain.generation import (
     EndReason,
     GenerationEnd,
     GenerationRequest,
+    Origin,
     Parameters,
     StreamRef,
 )
@@ -45,6 +50,7 @@ COMPARED_HERE_MAX: Final = 512  # characters of each answer that are compared in
 GRACE_OVER: Final = "the others had ended, and its grace was over"
 AGREED: Final = "all members said the same so far, and one of them goes on"
 DECIDED: Final = "most members gave the same answer"
+NOT_WAITED_FOR: Final = "those of this machine had ended, and it is outside"
 NOT_NEEDED: Final = "enough members had ended before its turn"
 
 logger = logging.getLogger("wf.council")
@@ -105,7 +111,7 @@ class Council:
         """Chunks are kept only where a whole answer is handed on; with method `first` it goes out as it comes."""
         first = self.seats.spec.method is CouncilMethod.FIRST
         for member in self.members:
-            member.transcript.keeps = self.reply is not None and not first
+            member.transcript.keeps = self.reply is not None and not (first and not member.use.model.satellite)
         if self.judge is not None:
             self.judge[1].keeps = False
 
@@ -168,6 +174,8 @@ class Council:
         if self.chosen is None:
             raise self._failure()
         if self.reply is not None and self.chosen is not self._live:
+            if not any(member.begun for member in self._here):
+                await self.reply.put(Begun(0.0))
             await self.chosen.transcript.hand_on(self.reply)
         if self.chosen.error is not None:  # it was sent on as it came, and broke off
             raise self.chosen.error
@@ -176,11 +184,33 @@ class Council:
 
     # ── the members ──
 
+    @property
+    def _here(self) -> list[Member]:
+        """Those of this machine."""
+        return [member for member in self.members if not member.use.model.satellite]
+
     async def _speak(self) -> None:
-        by_model = {member.use.model.name: member for member in self.members}
-        plan = self.pool.plan([member.use.model for member in self.members])
+        by_model = {member.use.model.name: member for member in self._here}
+        plan = self.pool.plan([member.use.model for member in self._here])
         waves = [[by_model[model.name] for model in wave] for wave in plan.waves]
         await self.signals.put(self._formed(waves))
+        async with trio.open_nursery() as satellites:
+            for member in self.members:
+                if member.use.model.satellite:
+                    satellites.start_soon(self._satellite, member)
+            await self._in_waves(waves)
+            if any(member.end is not None for member in self._here):
+                for member in self.members:
+                    self._cut(member, NOT_WAITED_FOR)
+
+    async def _satellite(self, member: Member) -> None:
+        """One outside this machine: it is asked at once, and waits for nobody."""
+        member.begun = True
+        member.use.take(ELSEWHERE)
+        await self.signals.put(MemberStarted(member.use.ref, None, None, origin=Origin.SATELLITE))
+        await self._member(member, ELSEWHERE)
+
+    async def _in_waves(self, waves: Sequence[Sequence[Member]]) -> None:
         hot: list[ModelRef] = []  # of the wave before: they may go at once to make room for the next
         for wave in waves:
             if self._enough:
@@ -206,30 +236,33 @@ class Council:
 
     async def _wave(self, wave: Sequence[Member], hot: Sequence[ModelRef]) -> None:
         by_model = {member.use.model.name: member for member in wave}
+        for member in wave if hot else ():  # what it waited for the wave before says nothing about its model
+            member.use.asked_us = self.clock()
 
         async def tell(model: ModelRef, state: ModelState, position: int | None, reason: str | None) -> None:
             await by_model[model.name].use.tell(state, position, reason)
 
-        models = [member.use.model for member in wave]
+        models, options = [member.use.model for member in wave], wave[0].use.request.runner_options  # the same for all
         async with AsyncExitStack() as stack:
             grants: tuple[Grant | EngineError, ...]
             try:
-                grants = await stack.enter_async_context(self.pool.lease_set(models, tell, hot=hot))
+                grants = await stack.enter_async_context(self.pool.lease_set(models, tell, hot=hot, options=options))
             except EngineError as error:  # none of them is had; what others have said counts all the same
                 grants = (error,) * len(wave)
             await self._together(tuple(zip(wave, grants, strict=True)))
 
     async def _together(self, wave: Sequence[tuple[Member, Grant | EngineError]]) -> None:
-        begins = not any(member.begun for member in self.members)
+        begins = not any(member.begun for member in self._here)
         for member, grant in wave:
             if isinstance(grant, Grant):
                 member.begun = True
                 member.use.take(grant)
-        if self.reply is not None and begins and any(member.begun for member in self.members):
+        if self.reply is not None and begins and any(member.begun for member in self._here):
             await self.reply.put(Begun(0.0))  # not before somebody is asked: what fails earlier has a status of its own
         for member, grant in wave:  # told in the council's order, whoever runs first
             if isinstance(grant, Grant):
-                await self.signals.put(MemberStarted(member.use.ref, grant.cold, grant.load_ms))
+                use = member.use
+                await self.signals.put(MemberStarted(use.ref, grant.cold, grant.load_ms, use.asked_us))
         async with trio.open_nursery() as nursery:
             if self.seats.spec.stop_on_consensus:
                 nursery.start_soon(self._watch)
@@ -280,9 +313,10 @@ class Council:
 
     def _count(self) -> None:
         """Once a quorum has ended, or the one that is sent on as it comes has, the others get their grace."""
-        ended = sum(member.end is not None for member in self.members)
+        here = self._here
+        ended = sum(member.end is not None for member in here)
         live_done = self._live is not None and self._live.done
-        quorum = min(self.seats.spec.quorum_members, len(self.members))
+        quorum = min(self.seats.spec.quorum_members, len(here))
         settled = self.seats.spec.stop_on_consensus and self._is_settled()
         self._enough = self._enough or ended >= quorum or live_done or settled
         if self._enough:
@@ -291,7 +325,7 @@ class Council:
 
     def _is_settled(self) -> bool:
         """Most have ended with the same words: the rest cannot change what consensus chooses."""
-        able = [m for m in self.members if m.error is None and (m.end is not None or not m.done)]
+        able = [m for m in self._here if m.error is None and (m.end is not None or not m.done)]
         texts = [member.transcript.text for member in able if member.end is not None]
         return self.seats.spec.method is CouncilMethod.CONSENSUS and decided(texts, len(able))
 
@@ -303,8 +337,9 @@ class Council:
             member.cut, member.scope.deadline = why, at_s
 
     def claim(self, member: Member) -> ReplyLine | None:
-        """`member` begins to speak: with method `first` its words go to the caller as they come, if nobody's do yet."""
-        if self.seats.spec.method is not CouncilMethod.FIRST or self._live is not None:
+        """`member` begins to speak: with method `first` its words go to the caller as they come, if nobody's do yet.
+        Never a satellite's: whoever hears it would wait for it."""
+        if self.seats.spec.method is not CouncilMethod.FIRST or self._live is not None or member.use.model.satellite:
             return None
         self._live = member
         member.cut, member.scope.deadline = None, math.inf
@@ -314,7 +349,7 @@ class Council:
         """Where all say the same, one is enough: the one that has said the most goes on."""
         while True:
             await trio.sleep(CONSENSUS_EVERY_S)
-            able = [m for m in self.members if m.begun and m.error is None and (m.end is not None or not m.done)]
+            able = [m for m in self._here if m.begun and m.error is None and (m.end is not None or not m.done)]
             if not agreed([member.transcript.text for member in able]):
                 continue
             speaking = [member for member in able if not member.done]

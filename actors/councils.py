@@ -100,7 +100,8 @@ class Councils:
         return admit_council(names, mode, gates.limits, gates.tier, gates.level, on_excess)
 
     def seat(self, spec: CouncilSpec, mode: str, on_excess: str) -> ModelRef:
-        """The council of `spec` as a model, with those members that tier, level and memory allow."""
+        """The council of `spec` as a model, with those members that tier, level and memory allow. Raises as `admit`
+        and `admit_size` do, and as `PoolHandle.plan` for a member that can never be in memory."""
         gates = self.gates
         admitted = self.admit(spec.members, mode, on_excess)
         members = [self.catalog.find(name) for name in admitted.members]
@@ -123,6 +124,8 @@ class Councils:
         elif dropped:
             reason = f"level {gates.level.name} and tier {gates.tier} allow {len(members)} models"
         judge = None if spec.judge is None else self.catalog.find(spec.judge)
+        if self.runtime.table is not None:
+            self.runtime.table.pool.plan(members)  # all refused when one can never be had: nobody asked for the rest
         seats = Seats(spec, mode, tuple(members), tuple(dropped), judge, gates.celebrates, reason)
         return ModelRef(spec.name, self.runtime, _info(spec, members), seats)
 
@@ -140,7 +143,7 @@ class Councils:
                 model.name
                 for model in self.catalog.models
                 if model.runtime.name == runtime
-                and not model.satellite  # none of these may sit in a council
+                and not model.satellite  # nobody is asked outside this machine unless he is named
                 and Capability.COMPLETION in model.info.capabilities
                 and (model.info.size_bytes or 0) <= limits.max_model_size_bytes
             ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import secrets
 from collections.abc import Callable
 from typing import Any, Final, Protocol
@@ -26,6 +27,7 @@ from transport.wire.frames import encode_frame, text_frame
 
 REPLIES_MAX: Final = 128  # unsent answers to commands; a client that only asks and never reads is closed
 CLOSE_SLOW: Final = 4008
+SHARED_MAX: Final = 1024  # different subscriptions; of more, some are encoded for more than one client
 
 
 class Sink(Protocol):
@@ -64,14 +66,22 @@ class ClientServices:
     system: Callable[[str, Any], bytes]  # type and payload to a message
 
 
+@functools.lru_cache(maxsize=SHARED_MAX)
+def _shared(patterns: frozenset[str], session_id: str | None, top: bool) -> Subscription:
+    """The same object for all clients that want the same, so that nobody has to compare them for every frame."""
+    return Subscription(patterns, session_id, top)
+
+
 @attrs.define(eq=False)
 class FrameClient:
-    """One WebSocket client as the hub sees it. `receive` takes its messages, `detach` ends it (idempotent)."""
+    """One WebSocket client as the hub sees it. `receive` takes its messages, `detach` ends it (idempotent). `wanted` is
+    its subscription, as one object with those of all clients that want the same."""
 
     sink: Sink
     services: ClientServices
     rate_hz: float
     subscription: Subscription = attrs.field(factory=Subscription)
+    wanted: Subscription = attrs.field(init=False)
     id: str = attrs.field(factory=lambda: secrets.token_hex(8))
     gone: bool = False
     rendered: AckRendered | None = None  # its own last report
@@ -82,6 +92,9 @@ class FrameClient:
     _pending_bytes: int = 0
     _frame: Frame | None = None  # the newest one with events in `_pending`
     _kept: int = 0  # makes the keys of lossless events distinct, in order
+
+    def __attrs_post_init__(self) -> None:
+        self._want(self.subscription)
 
     def receive(self, message: bytes) -> None:
         """One client message; the answer goes to the sink. Never raises for what a client can send."""
@@ -137,7 +150,7 @@ class FrameClient:
 
     def deliver(self, frame: Frame, message: bytes, events: list[tuple[Event, bytes]]) -> None:
         """One frame: the shared bytes when level, else kept and merged."""
-        if not self.lagging and self._due and self.sink.push(message):
+        if not self.lagging and (not self._due_us or self._due) and self.sink.push(message):
             self._sent()
             return
         self.lagging = True
@@ -160,6 +173,10 @@ class FrameClient:
         else:
             self.flush()
 
+    def _want(self, subscription: Subscription) -> None:
+        self.subscription = subscription
+        self.wanted = _shared(subscription.patterns, subscription.session_id, subscription.top)
+
     def _sent(self) -> None:
         self.services.counters.pushed += 1
         if self.rate_hz < self.services.tick_hz:
@@ -173,7 +190,7 @@ class FrameClient:
         self.sink.close(CLOSE_SLOW, "slow")
 
     def _subscribe(self, command: Subscribe | Unsubscribe) -> None:
-        self.subscription = self.subscription.changed(command)
+        self._want(self.subscription.changed(command))
         if isinstance(command, Subscribe) and isinstance(command.rate_hz, float):
             self.rate_hz = command.rate_hz
             self._due_us = 0

@@ -16,7 +16,7 @@ import trio
 from actors.frame_client import ClientServices, FrameClient, HubCounters, Sink
 from actors.frame_history import HISTORY_US, FrameHistory, Since
 from actors.kernel import Inlet
-from actors.session_log import Follower, SessionLog
+from actors.session_log import Follower, Line, SessionLog
 from engine.domain.events import HEARTBEAT, SESSION_END, Event, HeartbeatPayload, TokensPayload
 from engine.domain.frames import Frame
 from engine.domain.generation import Clock
@@ -26,10 +26,9 @@ from transport.wire.frames import (
     SCHEMA_VERSIONS,
     encode_event,
     encode_frame,
-    encode_line,
     encode_notice,
-    encode_payload,
     encode_system,
+    line_head,
     text_frame,
 )
 
@@ -55,20 +54,23 @@ class HelloFacts:
 
 
 @attrs.define(eq=False)
-class Payloads:
-    """The payloads of a frame's events without top-K lists, each encoded once, when it is first asked for."""
+class Encoded:
+    """The events of a frame without top-K lists, each encoded once, when it is first asked for."""
 
     events: tuple[Event, ...]
-    _encoded: dict[int, bytes] = attrs.field(factory=dict)
+    _encoded: list[bytes | None] = attrs.field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._encoded = [None] * len(self.events)
 
     def of(self, index: int) -> bytes:
-        found = self._encoded.get(index)
+        found = self._encoded[index]
         if found is None:
-            found = self._encoded[index] = encode_payload(self.events[index], with_top=False)
+            found = self._encoded[index] = encode_event(self.events[index], with_top=False)
         return found
 
-    def all(self) -> list[bytes]:
-        return [self.of(index) for index in range(len(self.events))]
+    def all(self) -> list[tuple[Event, bytes]]:
+        return [(event, self.of(index)) for index, event in enumerate(self.events)]
 
 
 @attrs.define(eq=False)
@@ -169,22 +171,22 @@ class FrameHub:
         self.counters.frames += 1
         if any(self._known_end(event) for event in frame.events if event.type == SESSION_END):
             frame = attrs.evolve(frame, events=tuple(e for e in frame.events if not self._known_end(e)))
-        payloads = Payloads(frame.events)
-        self._remember(frame, payloads)
+        encoded = Encoded(frame.events)
+        self._remember(frame, encoded)
         heartbeat = self._heartbeat(frame)
         if self.clients:
             self._watched_us = frame.mono_us
         elif frame.mono_us > self._watched_us + HISTORY_US:  # nobody to see it, and nobody who could come back for it
             self._history.forget(frame)
             return
-        plain = [(e, encode_event(e, p)) for e, p in zip(frame.events, payloads.all(), strict=True)]
+        plain = encoded.all()
         self._history.add(attrs.evolve(frame, events=()), [(_told(event), data) for event, data in plain])
-        shared: dict[Subscription, tuple[bytes, list[tuple[Event, bytes]]]] = {}
+        shared: dict[int, tuple[bytes, list[tuple[Event, bytes]]]] = {}  # by subscription, which is one object
         for client in self.clients:
-            wanted = client.subscription
-            built = shared.get(wanted)
+            wanted = client.wanted
+            built = shared.get(id(wanted))
             if built is None:
-                built = shared[wanted] = self._build(frame, wanted, plain, heartbeat)
+                built = shared[id(wanted)] = self._build(frame, wanted, plain, heartbeat)
             message, events = built
             if message:
                 client.deliver(frame, message, events)
@@ -200,11 +202,10 @@ class FrameHub:
         self, frame: Frame, wanted: Subscription, plain: list[tuple[Event, bytes]], heartbeat: list[tuple[Event, bytes]]
     ) -> tuple[bytes, list[tuple[Event, bytes]]]:
         """The message of one subscription; empty when the frame holds nothing for it."""
-        events = [
-            (event, encode_event(event, encode_payload(event, with_top=True)) if wanted.top else data)
-            for event, data in plain
-            if wanted.wants(event.type, event.session_id)
-        ] + heartbeat
+        events = [item for item in plain if wanted.wants(item[0].type, item[0].session_id)]
+        if wanted.top:
+            events = [(event, encode_event(event, with_top=True)) for event, _ in events]
+        events += heartbeat
         if not events:
             return b"", []
         return text_frame(encode_frame(frame, (data for _, data in events))), events
@@ -222,15 +223,15 @@ class FrameHub:
             degrade=frame.perf.degrade,
         )
         event = Event(HEARTBEAT, None, payload)
-        return [(event, encode_event(event, encode_payload(event, with_top=False)))]
+        return [(event, encode_event(event, with_top=False))]
 
-    def _remember(self, frame: Frame, payloads: Payloads) -> None:
-        mono_ms = frame.mono_us / 1000
+    def _remember(self, frame: Frame, encoded: Encoded) -> None:
+        head = line_head(frame)
         for index, event in enumerate(frame.events):
             if event.session_id is not None:
 
-                def line(event: Event = event, index: int = index) -> bytes:
-                    return encode_line(event, payloads.of(index), frame.ts_ms, mono_ms)
+                def line(event: Event = event, index: int = index) -> Line:
+                    return Line(event.type, encoded.of(index), head)
 
                 self._log(event.session_id).add(event, line, frame.mono_us)
 

@@ -207,16 +207,22 @@ class PoolHandle:
 
     @contextlib.asynccontextmanager
     async def lease_set(
-        self, models: Sequence[ModelRef], tell: TellOf, *, hot: Sequence[ModelRef] = ()
+        self,
+        models: Sequence[ModelRef],
+        tell: TellOf,
+        *,
+        hot: Sequence[ModelRef] = (),
+        options: RunnerOptions | None = None,
     ) -> AsyncIterator[tuple[Grant | EngineError, ...]]:
-        """All models at once, one stream each: nothing is held before all of them may be had together. In their order,
-        each is a grant or why it could not be loaded; one that fails takes nothing from the others. `tell` hears of
-        each step of each model. `hot` are the models of the caller's last wave: they need not cool down to make room.
+        """All models at once, one stream each, which will send them the runner options `options`: nothing is held
+        before all of them may be had together. In their order, each is a grant or why it could not be loaded; one that
+        fails takes nothing from the others. `tell` hears of each step of each model. `hot` are the models of the
+        caller's last wave: they need not cool down to make room.
 
         Raises Overloaded when the queue is full, and TierLimitExceeded or InsufficientMemory when the set cannot be had
         together (see `plan`). Cancelled while waiting: the place in the queue is given up, loads go on for others."""
         bell = Bell()
-        leases = tuple(Lease(model, True, Ticket(bell)) for model in models)
+        leases = tuple(Lease(model, True, Ticket(bell), options=options or {}) for model in models)
         asked = LeaseSet(leases, frozenset(model.name for model in hot))
         if leases:
             self._send(asked)

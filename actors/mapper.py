@@ -49,18 +49,18 @@ class EnergyMapper:
             async for first in signals:
                 for signal in drain(signals, first, DRAIN_BATCHES_MAX):
                     mapped = self._map(signal)
-                    if mapped is not None:
+                    if mapped is not None and not self.samples.try_put(mapped):
                         await self.samples.put(mapped)
 
     def _map(self, signal: SessionSignal) -> MappedSignal | None:
         match signal:
+            case TokenBatch():  # nearly all of them
+                return self._measure(signal)
             case SessionOpened(session_id=session_id, streams=streams):
                 self._streams[session_id] = tuple(ref.stream_id for ref in streams)
                 for ref in streams:
                     self._meters[ref.stream_id] = EnergyMeter.started(signal.energy_params, signal.at_us)
                 return signal
-            case TokenBatch():
-                return self._measure(signal)
             case SessionClosed(session_id=session_id):
                 for stream_id in self._streams.pop(session_id, ()):
                     self._meters.pop(stream_id, None)
@@ -73,8 +73,8 @@ class EnergyMapper:
         if meter is None:
             self.counters.orphans += len(batch.tokens)
             return None
-        samples = tuple(self._sample(meter, token) for token in batch.tokens)
-        return SampleBatch(batch.stream, samples, meter.state)
+        samples = [self._sample(meter, token) for token in batch.tokens]
+        return SampleBatch(batch.stream, tuple(samples), meter.state)
 
     def _sample(self, meter: EnergyMeter, token: Token) -> EnergySample:
         try:

@@ -116,7 +116,7 @@ class ModelUse:
             changed = ModelChanged(self.ref.session_id, model.name, state, position=position, reason=reason)
             await self.signals.put(changed)
 
-        async with self.pool.lease(model, tell):
+        async with self.pool.lease(model, tell, self.request.runner_options):
             yield Place(model.runtime, model.info.name)
 
     def timing(self) -> Timing | None:

@@ -29,16 +29,17 @@ from actors.lease import (
 )
 from actors.pool_decisions import DecisionLog, Kind, PoolCounters
 from actors.pool_memory import Entry, Memory, ModelStatus, Standing
-from actors.pool_moves import LoadDone, UnloadDone, load, unload
+from actors.pool_moves import LoadDone, UnloadDone, load, unload, warm_up
+from actors.pool_queue import Look
 from engine.domain.errors import EngineError, ModelLoadFailed, Overloaded, SessionConflict
 from engine.domain.events import ModelChanged, SessionSignal
 from engine.domain.generation import Clock
 from engine.domain.models import Loaded, ModelState
-from policies.admission import Admit, Numbers, PoolCaps, Refuse, Wait, admit, beyond, figures_of, makes_way, plan_waves
-from policies.eviction import Slot
-from policies.waiting import Paces, estimated_wait_ms
+from policies.admission import Admit, Numbers, PoolCaps, Refuse, Wait, admit, beyond, figures_of, plan_waves
+from policies.waiting import Paces
 
 LET_GO: Final = "its runtime let go of it"
+GONE: Final = "its runtime is gone, and what it had in memory with it"
 NO_FREE_ROOM: Final = "there is no free room for it now"
 OVERTAKEN_MAX: Final = 16  # so often may others be served before one who waits; then they leave alone what it needs
 OVERTAKEN: Final = "somebody who came before has waited long enough"
@@ -49,17 +50,6 @@ class _Wake:
     """A model has cooled down."""
 
     at_us: int
-
-
-@attrs.define(eq=False)
-class _Look:
-    """What the queue is judged by: the models, the streams that hold or will hold one, and for how long the running
-    leases have lasted. `full`: no further stream may run, so nobody who wants one need be judged again."""
-
-    slots: list[Slot]
-    streams: int
-    running_ms: list[float]
-    full: Wait | None = None
 
 
 Command = LeaseSet | Release | Left | Unload | Reconcile | LoadDone | UnloadDone | _Wake
@@ -182,7 +172,7 @@ class ModelPool:
     def _enqueue(self, asked: LeaseSet) -> None:
         self._queue = [waiting for waiting in self._queue if not waiting.abandoned]
         if asked.free_only:
-            if self.busy or not self._try(asked, self._look(), position=1):
+            if self.busy or not self._try(asked, Look.of(self.memory), position=1):
                 asked.refuse(Overloaded(NO_FREE_ROOM, retry_after_s=RETRY_AFTER_S))
         elif len(self._queue) >= self.caps.queued_max:
             most = self.caps.queued_max
@@ -195,7 +185,7 @@ class ModelPool:
         if not self._queue:
             return
         waiting: list[LeaseSet] = []
-        look = self._look()
+        look = Look.of(self.memory)
         patient: LeaseSet | None = None  # the first who was overtaken too often: nobody takes what it waits for
         for asked in self._queue:
             if asked.abandoned:
@@ -203,32 +193,21 @@ class ModelPool:
             position = len(waiting) + 1
             if not asked.judged and self._is_refused(asked, look):
                 continue
-            if patient is not None and self._is_in_the_way(asked, patient, look):
+            if patient is not None and look.is_in_the_way(asked, patient, self.memory):
                 self._note_waiting(asked, look, Wait(OVERTAKEN), position)
             elif look.full is not None and asked.wants_streams:
                 self._note_waiting(asked, look, look.full, position)
             elif self._try(asked, look, position):
                 for other in waiting:
                     other.overtaken += 1
-                look = self._look()
+                look = Look.of(self.memory)
                 continue
             waiting.append(asked)
             if patient is None and asked.overtaken >= OVERTAKEN_MAX:
                 patient = asked
         self._queue = waiting
 
-    def _is_in_the_way(self, asked: LeaseSet, patient: LeaseSet, look: _Look) -> bool:
-        """Would `asked` take what `patient` waits for: anything, or a place in memory, or a model that has to go?"""
-        way = makes_way(self.memory.wanted(patient.leases), look.slots, look.streams, self.caps)
-        here = {slot.model for slot in look.slots if not slot.leaving}
-        return way is None or any(lease.model.name in way or lease.model.name not in here for lease in asked.leases)
-
-    def _look(self) -> _Look:
-        now_us, entries = self.clock(), self.memory.entries.values()
-        running_ms = [(now_us - ticket.granted_us) / 1000 for entry in entries for ticket in entry.holders]
-        return _Look(self.memory.slots(), self.streams, running_ms)
-
-    def _is_refused(self, asked: LeaseSet, look: _Look) -> bool:
+    def _is_refused(self, asked: LeaseSet, look: Look) -> bool:
         """Refuse what can never be had, a single model or the set; True when nothing is left to wait for."""
         asked.judged = True
         leases = [lease for lease in asked.leases if not lease.ticket.settled]
@@ -242,7 +221,7 @@ class ModelPool:
             return True
         return not leases
 
-    def _try(self, asked: LeaseSet, look: _Look, position: int) -> bool:
+    def _try(self, asked: LeaseSet, look: Look, position: int) -> bool:
         """True when it need not wait (any more): it is served, or refused."""
         if self._is_refused(asked, look):
             return True
@@ -286,10 +265,10 @@ class ModelPool:
             lease.ticket.fail(error)
             self.decisions.note(self.clock(), lease.model.name, Kind.REFUSED, error.message, numbers)
 
-    def _note_waiting(self, asked: LeaseSet, look: _Look, wait: Wait, position: int) -> None:
+    def _note_waiting(self, asked: LeaseSet, look: Look, wait: Wait, position: int) -> None:
         if wait.until_us is not None:
             self._wake_at(wait.until_us)
-        wait_ms = self._estimate_ms(asked, look, wait, position)
+        wait_ms = look.wait_ms(asked, wait, position, self.memory, self.paces)
         news = News(ModelState.QUEUED, position, wait.reason, wait_ms)
         for lease in asked.leases:
             if lease.ticket.settled:
@@ -297,17 +276,6 @@ class ModelPool:
             if lease.ticket.note(news):
                 numbers: Numbers = {**wait.numbers, "position": position, "wait_ms": wait_ms}
                 self.decisions.note(self.clock(), lease.model.name, Kind.WAITING, wait.reason, numbers)
-
-    def _estimate_ms(self, asked: LeaseSet, look: _Look, wait: Wait, position: int) -> float | None:
-        loads = [
-            0.0 if self.status(lease.model.name).state is ModelState.READY else self.paces.load_ms(lease.model.name)
-            for lease in asked.leases
-        ]
-        load_ms = None if any(load is None for load in loads) else max(load or 0.0 for load in loads)
-        turn_ms = estimated_wait_ms(position, look.running_ms, self.paces.lease_ms, load_ms)
-        if wait.until_us is None or load_ms is None:
-            return turn_ms
-        return max(turn_ms or 0.0, (wait.until_us - self.clock()) / 1000 + load_ms)
 
     def _grant(self, entry: Entry, lease: Lease, *, after_load: bool) -> None:
         assert entry.loaded is not None
@@ -325,6 +293,7 @@ class ModelPool:
             lease.ticket.granted_us = now_us
             entry.holders.add(lease.ticket)
             entry.used = True
+            entry.warming.cancel()  # its own request does as much
             entry.options = lease.options
             trace = self.memory.trace(entry.ref.name)
             trace.idle = False
@@ -416,6 +385,7 @@ class ModelPool:
     def _start_unload(self, entry: Entry) -> None:
         if entry.state is not ModelState.UNLOADING:
             entry.state = ModelState.UNLOADING
+            entry.warming.cancel()
             self._spawn(self._free, entry.ref)
 
     def _unload_done(self, done: UnloadDone) -> None:
@@ -453,12 +423,13 @@ class ModelPool:
         """Idle models that are not in memory any more are forgotten; sizes are what they are now."""
         self._reconciling = False
         for entry in self.memory.lost():
-            name = entry.ref.name
+            name, gone = entry.ref.name, self.memory.is_gone(entry.ref.runtime.name)
+            reason = GONE if gone else LET_GO
             del self.memory.entries[name]
             self.counters.lost += 1
-            self.memory.trace(name).idle = True
-            self.decisions.note(self.clock(), name, Kind.LOST, LET_GO)
-            self._tell(name, ModelState.ABSENT, LET_GO)
+            self.memory.trace(name).idle |= not gone  # nobody gave its memory back on purpose
+            self.decisions.note(self.clock(), name, Kind.LOST, reason)
+            self._tell(name, ModelState.ABSENT, reason)
 
     def _tell(self, model: str, state: ModelState, reason: str) -> None:
         self.news.offer(ModelChanged(None, model, state, reason=reason))
@@ -480,7 +451,11 @@ class ModelPool:
         await self.commands.put(_Wake(at_us))
 
     async def _load(self, model: ModelRef) -> None:
-        await self.commands.put(await load(model, self.load_timeout_s))
+        entry = self.memory.entries[model.name]
+        await self.commands.put(done := await load(model, self.load_timeout_s))
+        if entry.prefetched and done.cold and done.error is None:  # else whoever asked for it warms it up
+            with entry.warming:
+                await warm_up(model)
 
     async def _free(self, model: ModelRef) -> None:
         await self.commands.put(await unload(model, self.load_timeout_s))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 import attrs
+import trio
 
 from actors.catalog import ModelRef, Residency
 from actors.kernel import Reply
@@ -60,6 +61,7 @@ class Entry:
     room_for: set[str] = attrs.field(factory=set)  # models that must be out before its load may begin
     pinned: bool = False
     prefetched: bool = False
+    warming: trio.CancelScope = attrs.field(factory=trio.CancelScope)  # its first token, when nobody asked for it
     waiting: list[Lease] = attrs.field(factory=list)  # for the load to end
     unloads: list[Reply[int]] = attrs.field(factory=list)
 
@@ -90,6 +92,7 @@ class Memory:
     entries: dict[str, Entry] = attrs.field(factory=dict)
     failures: dict[str, str] = attrs.field(factory=dict)
     _said: dict[str, Residency] = attrs.field(factory=dict)  # by the runtimes, the newest of each
+    _silent: set[str] = attrs.field(factory=set)  # runtimes that do not answer: what they said last still counts
     _seen_us: dict[str, int] = attrs.field(factory=dict)  # models of others: when they appeared
     _moved_us: dict[str, int] = attrs.field(factory=dict)  # by runtime: when we last moved a model of it
     _traces: dict[str, Trace] = attrs.field(factory=dict)
@@ -142,16 +145,19 @@ class Memory:
             pinned=entry.pinned,
             size_bytes=self._size_bytes(entry),
             cool_until_us=self._cool_until_us(entry.loaded_us),
+            stuck=entry.ref.runtime.name in self._silent,
         )
 
     def _others(self) -> Iterable[Slot]:
         for said in self._said.values():
+            stuck = said.runtime in self._silent
             for name, size_bytes in said.models.items():
-                ref = None if name in self.entries else self.listed(name)
-                if ref is not None:
-                    seen_us = self._seen_us.get(name)
-                    known = self.expected_bytes(ref) if size_bytes is None else size_bytes
-                    yield Slot(name, 0, seen_us or 0, size_bytes=known, cool_until_us=self._cool_until_us(seen_us))
+                ref, seen_us = self.listed(name), self._seen_us.get(name)
+                if name in self.entries or (ref is None and not stuck):
+                    continue
+                known = self.expected_bytes(ref) if size_bytes is None and ref is not None else size_bytes
+                cool_until_us = self._cool_until_us(seen_us)
+                yield Slot(name, 0, seen_us or 0, size_bytes=known, cool_until_us=cool_until_us, stuck=stuck)
 
     def _cool_until_us(self, loaded_us: int | None) -> int:
         return 0 if loaded_us is None else loaded_us + self.caps.cooldown_us
@@ -225,7 +231,12 @@ class Memory:
         self._moved_us[entry.ref.runtime.name] = self.clock()
 
     def note(self, residency: Residency) -> bool:
-        """Keep what a runtime said; False when it is out of date already."""
+        """Keep what a runtime said; False when it is out of date already. Of one that does not answer, what it said
+        last is kept: wedged is not gone, and to give its memory away would overcommit the machine."""
+        if residency.silent:
+            self._silent.add(residency.runtime)
+            return False
+        self._silent.discard(residency.runtime)
         held = self._said.get(residency.runtime)
         if held is not None and residency.asked_us < held.asked_us:
             return False
@@ -255,6 +266,11 @@ class Memory:
             elif entry.leases == 0:
                 gone.append(entry)
         return gone
+
+    def is_gone(self, runtime: str) -> bool:
+        """It has no process any more, as far as we know."""
+        said = self._said.get(runtime)
+        return said is not None and said.gone
 
     def forget_said(self, entry: Entry) -> None:
         """It was unloaded: it was there when its runtime was asked, and is not any more."""

@@ -3,30 +3,48 @@ hears what sessions tell where the signals pass, and decides between two awaits.
 
 from __future__ import annotations
 
+import itertools
 import logging
+import random
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import attrs
 import trio
 
 from actors.broker import Broker
-from actors.catalog import Catalog, ModelRef
+from actors.catalog import Catalog, ModelRef, Seats
 from actors.provider_health import ProviderHealth
 from actors.pulls import ModelPulls
 from actors.satellite import OCCASION, SatelliteRuntime
 from actors.session import SessionRequest
 from engine.domain.council import MemberEnded
-from engine.domain.errors import BrokerDisabled, EngineError, FallbackFailed, InvalidRequest, ModelNotFound
-from engine.domain.events import MappedSignal, ModelChanged, SessionClosed, SessionOpened
-from engine.domain.generation import Clock, EndReason, Origin
+from engine.domain.errors import (
+    BrokerDisabled,
+    EngineError,
+    FallbackFailed,
+    InvalidRequest,
+    ModelNotFound,
+    RuntimeFault,
+    RuntimeUnavailable,
+)
+from engine.domain.events import AnswerResumed, MappedSignal, ModelChanged, SessionClosed, SessionOpened
+from engine.domain.generation import Clock, EndReason, GenerationRequest, Origin, Seam
 from engine.domain.models import Capability, ModelState
 from engine.domain.usage import FALLBACK
-from policies.breaker import BreakerState
+from policies.breaker import Breaker, BreakerState
 from policies.broker import BrokerMode, Occasion
+from policies.retry import pause_s
 from policies.selection import Choice, FallbackRules, Offer, Wants, choose
 
+
+class Unasked(RuntimeUnavailable):
+    """A provider that cannot be asked as it is configured."""
+
+
+AGAIN_S: Final = 30.0  # from a session's start; then its model is not asked again
 SESSIONS_MAX: Final = 8192  # followed at once; beyond it the oldest is forgotten
 PROVIDERS: Final = frozenset({"openai", "anthropic", "openrouter"})  # names that can only mean a satellite, if nothing
 # Codes by which a provider is at fault, and not the request or our own limits.
@@ -36,6 +54,7 @@ FAULTS: Final = frozenset(
         "UPSTREAM_TRUNCATED", "UPSTREAM_TIMEOUT",
     }
 )  # fmt: skip
+TELLS_LOGPROBS: Final = frozenset({"embedded", "synthetic", "ollama"})  # kinds that list the capability where it is
 _OK: Final = frozenset({EndReason.FINISHED, EndReason.LENGTH, EndReason.STOP})
 
 logger = logging.getLogger("wf.providers")
@@ -51,6 +70,7 @@ class Providers:
     clock: Clock
     rules: FallbackRules = attrs.field(factory=FallbackRules)
     busy_share: Callable[[], float] = lambda: 0.0
+    draw: Callable[[], float] = random.random
     health: dict[str, ProviderHealth] = attrs.field(factory=dict)
     fallbacks: Counter[tuple[str, str]] = attrs.field(factory=Counter)
     _open: dict[str, tuple[str, str]] = attrs.field(factory=dict)  # session to its model and that one's provider
@@ -58,7 +78,8 @@ class Providers:
     def __attrs_post_init__(self) -> None:
         for name, runtime in self.catalog.runtimes.items():
             own = runtime.health if isinstance(runtime, SatelliteRuntime) else None
-            self.health[name] = own or ProviderHealth(name, runtime.local)
+            rules = self.broker.policy.breaker.rules()
+            self.health[name] = own or ProviderHealth(name, runtime.local, Breaker(rules))
 
     @property
     def satellites(self) -> list[SatelliteRuntime]:
@@ -76,6 +97,8 @@ class Providers:
                     self._open[signal.session_id] = ref.model, provider
                     if len(self._open) > SESSIONS_MAX:
                         del self._open[next(iter(self._open))]
+            case AnswerResumed(session_id=session_id, seam=seam) if seam.position == 0:
+                self._replaced(session_id, seam)
             case SessionClosed():
                 model, provider = self._open.pop(signal.session_id, (None, None))
                 self._ended(model, provider, signal)
@@ -100,12 +123,23 @@ class Providers:
             if health.local:
                 health.breaker = health.breaker.succeeded()
         elif closed.error is not None:
-            code = str(closed.error.get("code", ""))
-            health.erred(model, code, now_us, at_fault=code in FAULTS)
-            if health.local and code in FAULTS:  # a satellite's breaker is told by whoever asks it
-                health.breaker = health.breaker.failed_at(trio.current_time())
+            self._erred(model, health, str(closed.error.get("code", "")))
         else:
             health.requests += 1
+
+    def _replaced(self, session_id: str, seam: Seam) -> None:
+        """The model that was asked could not begin to answer, and another one does."""
+        model, provider = self._open.pop(session_id, (None, None))
+        if model is not None and provider is not None:
+            self._erred(model, self.health[provider], seam.reason)
+        provider = self._provider_of(seam.model)
+        if provider is not None:
+            self._open[session_id] = seam.model, provider
+
+    def _erred(self, model: str, health: ProviderHealth, code: str) -> None:
+        health.erred(model, code, self.clock(), at_fault=code in FAULTS)
+        if health.local and code in FAULTS:  # a satellite's breaker is told by whoever asks it
+            health.breaker = health.breaker.failed_at(trio.current_time())
 
     def _provider_of(self, model: str) -> str | None:
         found = self.catalog.listed(model)
@@ -122,8 +156,9 @@ class Providers:
         if self._means_elsewhere(name):
             raise self._disabled(name)
         try:
+            await self._refuse_unlisted(name)
             model = await self.pulls.resolve(name, explicit=False)
-        except ModelNotFound as error:
+        except (ModelNotFound, Unasked) as error:
             if wants is None or not self.rules.enabled:
                 raise
             return self._stand_in(name, error.message, wants, Occasion.NO_LOCAL)
@@ -150,24 +185,65 @@ class Providers:
         passed = [{"model": model.name, "reason": f"{reason.code}: {reason.message}"} for model, reason in tried]
         return self._stand_in(asked, error.message, wants, Occasion.NO_LOCAL, providers, passed)
 
+    def stand_ins(self, model: ModelRef, wants: Wants) -> Callable[[EngineError], ModelRef] | None:
+        """For a session of `model`: who answers where it cannot begin to. None where nobody would; the same rules as
+        `next_after`."""
+        if not self.rules.enabled or model.seats is not None:
+            return None
+        tried: list[tuple[ModelRef, EngineError]] = []
+        asked = [model]
+
+        def instead(error: EngineError) -> ModelRef:
+            asked.append(self.next_after(asked[-1], error, wants, tried))
+            return asked[-1]
+
+        return instead
+
+    def again(self, model: ModelRef) -> Callable[[EngineError], float | None] | None:
+        """For a session of `model`, one of this machine: after how many seconds it is asked again where it could not
+        begin; None where it is not. What our own limits refuse is not asked again, and satellites have rules of their
+        own."""
+        if self.rules.attempts_max == 1 or model.satellite or model.seats is not None:
+            return None
+        rules = attrs.evolve(self.broker.policy.retry.rules(), attempts_max=self.rules.attempts_max)
+        until_s, attempts = trio.current_time() + AGAIN_S, itertools.count(1)
+
+        def pause(error: EngineError) -> float | None:
+            if not isinstance(error, RuntimeFault) and "status" not in error.details:
+                return None
+            left_s = until_s - trio.current_time()
+            return pause_s(rules, error, next(attempts), began=False, left_s=left_s, draw=self.draw())
+
+        return pause
+
     def admit(self, asked: SessionRequest) -> SessionRequest:
-        """`asked` as it may begin. One of a satellite is marked as such. Raises as Broker.check, and InvalidRequest for
-        a council with a satellite in it: what is outside must not hold up what is here."""
+        """`asked` as it may begin. One of a satellite is marked as such, and each satellite of a council must be
+        allowed too. Raises as Broker.check, and InvalidRequest for a council that would wait for one: without a member
+        of this machine, or with a judge outside."""
         seats = asked.model.seats
         if seats is not None:
-            outside = [
-                member.name for member in (*seats.members, seats.judge) if member is not None and member.satellite
-            ]
-            if outside:
-                raise InvalidRequest(
-                    f"{', '.join(outside)}: a council is of models of this machine, so that nobody waits for another",
-                    models=outside,
-                )
+            self._admit_council(asked.request, seats)
         runtime = asked.model.runtime
         if not isinstance(runtime, SatelliteRuntime):
             return asked
         self.broker.check(runtime.satellite(asked.model.info.name), asked.request, OCCASION.get())
         return attrs.evolve(asked, origin=Origin.SATELLITE)
+
+    def _admit_council(self, request: GenerationRequest, seats: Seats) -> None:
+        if seats.judge is not None and seats.judge.satellite:
+            raise InvalidRequest(f"judge: {seats.judge.name} is outside this machine, and all would wait for it")
+        if all(member.satellite for member in seats.members):
+            raise InvalidRequest("models: a council has a model of this machine in it; the others sit beside it")
+        for member in seats.members:
+            if isinstance(member.runtime, SatelliteRuntime):
+                self.broker.check(member.runtime.satellite(member.info.name), request, OCCASION.get())
+
+    def refuse_elsewhere(self, names: Iterable[str]) -> None:
+        """Raises BrokerDisabled for the first of them that can only mean a model outside this machine, while nothing
+        may leave."""
+        for name in names:
+            if self._means_elsewhere(name):
+                raise self._disabled(name)
 
     def _means_elsewhere(self, name: str) -> bool:
         """A model of a satellite, while nothing may leave. One of this machine may have the same name."""
@@ -180,6 +256,25 @@ class Providers:
             return self.catalog.find(name).satellite
         except EngineError:
             return True
+
+    async def _refuse_unlisted(self, name: str) -> None:
+        """A model of a satellite that is not listed is nothing to be downloaded. Raises ModelNotFound, or Unasked where
+        there is no key."""
+        provider, _, rest = name.partition("/")
+        runtime = self.catalog.runtimes.get(provider)
+        if not rest or not isinstance(runtime, SatelliteRuntime):
+            return
+        await self.catalog.asked.wait()
+        with suppress(EngineError):
+            self.catalog.find(name)
+            return
+        if runtime.key_problem is not None:
+            raise Unasked(f"{provider} has no key: {runtime.key_problem}", model=name)
+        raise ModelNotFound(
+            f"{rest} is not among the preferred_models of {provider}, and nobody is asked for a list",
+            model=name,
+            available=[f"{provider}/{model}" for model in runtime.models],
+        )
 
     def _disabled(self, name: str) -> EngineError:
         need = "" if self.broker.tier_allows else " and the tier hybrid"
@@ -246,6 +341,16 @@ class Providers:
             context_length=length if isinstance(length, int) else None,
             tools=None if known is None else "tools" in known,
             vision=None if known is None else "vision" in known,
-            logprobs=True if Capability.LOGPROBS in info.capabilities else None,
+            logprobs=_gives_logprobs(model),
             why_not=self.broker.objection(occasion) if model.satellite else None,
         )
+
+
+def _gives_logprobs(model: ModelRef) -> bool | None:
+    """Null where it shows in answers only."""
+    if Capability.LOGPROBS in model.info.capabilities:
+        return True
+    runtime = model.runtime
+    if isinstance(runtime, SatelliteRuntime):
+        return runtime.gives_logprobs
+    return False if runtime.kind in TELLS_LOGPROBS else None

@@ -159,7 +159,7 @@ class ModelPulls:
         if not is_model_name(name):
             raise InvalidRequest("model: not a model name (letters, digits, `._-`, at most three parts, one `:tag`)")
         if self.policy == "never":
-            raise Forbidden("downloads are switched off here (pull: never)")
+            raise Forbidden("downloads are switched off here (pull: never, or the core lock)")
         if len(self._pulls) >= PULLS_MAX:
             raise Overloaded(f"{PULLS_MAX} downloads are under way", limit=PULLS_MAX, retry_after_s=RETRY_AFTER_S)
         runtime = self._puller(name)

@@ -3,6 +3,7 @@ full the session waits, and with it the runtime's stream."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final, Protocol
 
@@ -36,7 +37,18 @@ class Ended:
     error: EngineError | None
 
 
-Item = Begun | Chunk | Read | Ended
+@attrs.frozen
+class Spoken:
+    """What an item was made into by the caller's `AtOnce`, and could not be given to its client there; or how that
+    failed, after `data`."""
+
+    data: bytes
+    error: EngineError | None = None
+
+
+Item = Begun | Chunk | Read | Spoken | Ended
+AtOnce = Callable[[Begun | Chunk | Read], Spoken | None]
+"""Takes an item while its caller waits for one: no task is woken for it. None when that was all. Never waits."""
 
 
 class ReplySink(Protocol):
@@ -56,6 +68,7 @@ class ReplyLine:
         factory=lambda: trio.open_memory_channel[Item](ITEMS_MAX), init=False
     )
     _ended: Ended | None = attrs.field(default=None, init=False)
+    _at_once: AtOnce | None = attrs.field(default=None, init=False)  # while nothing lies here, and the caller waits
     whole: bool = attrs.field(default=False, init=False)  # the body of a forwarded answer came to its own end
 
     async def put(self, item: Begun | Chunk | Read) -> float:
@@ -69,8 +82,14 @@ class ReplyLine:
 
     def try_put(self, item: Begun | Chunk | Read) -> bool:
         """`put` where it need not wait; False where it would."""
+        told: Item = item
+        if self._at_once is not None:
+            spoken = self._at_once(item)
+            if spoken is None:
+                return True
+            told, self._at_once = spoken, None  # from here on nothing may overtake it
         try:
-            self._channel[0].send_nowait(item)
+            self._channel[0].send_nowait(told)
         except trio.WouldBlock:
             return False
         except trio.BrokenResourceError:
@@ -82,13 +101,18 @@ class ReplyLine:
         self._ended = Ended(reason, end, error)
         self._channel[0].close()
 
-    async def next(self) -> Item:
-        """The next item; `Ended` again and again once everything was taken."""
+    async def next(self, at_once: AtOnce | None = None) -> Item:
+        """The next item; `Ended` again and again once everything was taken. Those that `at_once` takes meanwhile are
+        not given here."""
+        if at_once is not None and not self._channel[1].statistics().current_buffer_used:
+            self._at_once = at_once
         try:
             return await self._channel[1].receive()
         except trio.EndOfChannel:
             assert self._ended is not None
             return self._ended
+        finally:
+            self._at_once = None
 
     def leave(self) -> None:
         """The caller takes no more."""

@@ -29,7 +29,7 @@ from engine.domain.generation import Chunk, GenerationEnd, GenerationRequest
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe
 from engine.domain.runtime import Runtime
 from policies.broker import BrokerMode, Occasion
-from policies.egress import Permit
+from policies.egress import ConnectionFigures, Permit
 from policies.retry import pause_s
 
 KIND: Final = "satellite"
@@ -46,6 +46,17 @@ class CloudRuntime(Protocol):
 
     def under(self, permit: Permit) -> Runtime:
         """The same one, with that permit."""
+
+
+class Connections(Protocol):
+    """Those that are kept open to a provider, while `run` runs."""
+
+    @property
+    def figures(self) -> ConnectionFigures: ...
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None: ...
+
+    def close_idle(self) -> None: ...
 
 
 @attrs.define(eq=False)
@@ -71,6 +82,8 @@ class SatelliteRuntime:
     key_problem: str | None = None
     timeout_s: float = 30.0
     draw: Callable[[], float] = random.random
+    connections: Connections | None = None  # null: each call has its own
+    gives_logprobs: bool | None = None  # null: it shows in its answers only
 
     kind: ClassVar[str] = KIND
     local: ClassVar[bool] = False

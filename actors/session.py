@@ -22,8 +22,9 @@ from actors.transcript import Transcript
 from engine.domain.energy import EnergyParams
 from engine.domain.ensemble import EnsembleParams
 from engine.domain.errors import EngineError, InternalError, Overloaded, SessionNotFound, UpstreamTruncated
-from engine.domain.events import SessionClosed, SessionOpened, SessionSignal
-from engine.domain.generation import Clock, EndReason, GenerationEnd, GenerationRequest, Origin, StreamRef
+from engine.domain.events import AnswerResumed, ModelChanged, SessionClosed, SessionOpened, SessionSignal
+from engine.domain.generation import Clock, EndReason, GenerationEnd, GenerationRequest, Origin, Seam, StreamRef
+from engine.domain.models import ModelState
 from engine.domain.runtime import ForwardRequest
 
 RETRY_AFTER_S: Final = 1
@@ -42,6 +43,8 @@ class SessionRequest:
     origin: Origin
     reply: ReplyLine | None = None  # of a caller who answers in a dialect of his own
     forward: ForwardRequest | None = None  # ask the runtime this, in its own dialect
+    again: Callable[[EngineError], float | None] | None = None  # s until it is asked once more, where it may be
+    instead: Callable[[EngineError], ModelRef] | None = None  # who answers where it could not begin to; or raises
 
     @property
     def mode(self) -> str:
@@ -110,6 +113,7 @@ class Session:
     _scope: trio.CancelScope = attrs.field(factory=trio.CancelScope)
     _stop: tuple[EndReason, EngineError | None] | None = None
     _stop_us: int = 0
+    _stand_ins: int = 0  # models that were asked in place of the first
     _work: ModelUse | Council = attrs.field(init=False)
     _told: SessionClosed | None = None
 
@@ -158,7 +162,7 @@ class Session:
         error: EngineError | None = None
         with self._scope:
             try:
-                end = await self._work.run()
+                end = await self._answered()
             except EngineError as caught:
                 error = caught
             except Exception as caught:
@@ -175,6 +179,39 @@ class Session:
         self._forget_prompt()
         await self.signals.put(self._told)
         self.closed.set()
+
+    async def _answered(self) -> GenerationEnd:
+        """By the model that was asked, or by who stands in for it. Nobody who has begun to speak is replaced."""
+        while True:
+            try:
+                return await self._work.run()
+            except EngineError as error:
+                if self._work.tokens:
+                    raise
+                if await self._asked_again(error):
+                    continue
+                if self.asked.instead is None:
+                    raise
+                before, model = self.asked.model, self.asked.instead(error)
+                self.asked = attrs.evolve(self.asked, model=model)
+                self._work = self._use(0, model)
+                self._stand_ins += 1
+                told = f"{error.code}: {model.name} answers in its place"
+                origin = Origin.SATELLITE if model.satellite else None
+                seam = Seam(self._work.refs[0].stream_id, model.name, 0, 0, error.code, self._stand_ins, origin)
+                await self.signals.put(ModelChanged(self.id, before.name, ModelState.FAILED, reason=told))
+                await self.signals.put(AnswerResumed(self.id, seam))
+
+    async def _asked_again(self, error: EngineError) -> bool:
+        """The same model is to have another try, which is told; False where it is not."""
+        pause_s = None if self.asked.again is None else self.asked.again(error)
+        if pause_s is None:
+            return False
+        model, told = self.asked.model, f"{error.code}: it is asked again in {pause_s:.2f} s"
+        await self.signals.put(ModelChanged(self.id, model.name, ModelState.QUEUED, reason=told))
+        await trio.sleep(pause_s)
+        self._work = self._use(0, model)
+        return True
 
     async def tell_end_again(self) -> None:
         """For a stage that may have lost it; whoever has it already ignores it."""
@@ -220,7 +257,7 @@ class Session:
         """The record outlives the session; what was asked must not."""
         asked = self.asked.request
         request = GenerationRequest(asked.model, parameters=asked.parameters, runner_options=asked.runner_options)
-        self.asked = attrs.evolve(self.asked, request=request, reply=None, forward=None)
+        self.asked = attrs.evolve(self.asked, request=request, reply=None, forward=None, again=None, instead=None)
         self._work.forget()
 
     def _verdict(self, end: GenerationEnd | None, error: EngineError | None) -> tuple[EndReason, EngineError | None]:

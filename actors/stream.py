@@ -8,6 +8,7 @@ from functools import partial
 from typing import Final, TypeVar
 
 import attrs
+import msgspec
 import trio
 
 from actors.kernel import Outlet
@@ -24,8 +25,8 @@ from engine.domain.errors import (
     UpstreamTruncated,
 )
 from engine.domain.events import AnswerResumed, SessionSignal, TokenBatch
-from engine.domain.generation import Chunk, GenerationEnd, GenerationRequest, Seam, StreamRef
-from engine.domain.runtime import Forwarder, ForwardRequest, Read, Runtime
+from engine.domain.generation import Chunk, GenerationEnd, GenerationRequest, Seam, StreamRef, Token
+from engine.domain.runtime import ChunksTogether, Forwarder, ForwardRequest, Read, Runtime
 
 T = TypeVar("T")
 
@@ -122,11 +123,14 @@ class ModelStream:
         async with runtime.generate(request) as chunks:
             if self._seam is None:
                 await self._hand_on(Begun(1000 * (trio.current_time() - asked_s)))
+            together = chunks if isinstance(chunks, ChunksTogether) else None
             while (chunk := await self._next(chunks)) is not None:
-                chunk = await self._sewn(chunk)
-                await self._take((chunk,), chunk)
-                if chunk.end is not None:
-                    return chunk.end
+                if self._seam is not None:
+                    chunk = await self._sewn(chunk)
+                read = (chunk,) if together is None else (chunk, *together.rest())
+                await self._take(read, read)
+                if read[-1].end is not None:
+                    return read[-1].end
         return None
 
     async def _sewn(self, chunk: Chunk) -> Chunk:
@@ -139,7 +143,7 @@ class ModelStream:
         told = AnswerResumed(self.ref.session_id, self._seam)
         if not self.signals.try_put(told):
             await self._held(self.signals.put(told))
-        return attrs.evolve(chunk, seam=self._seam)
+        return msgspec.structs.replace(chunk, seam=self._seam)
 
     async def _forward(self, asked: ForwardRequest) -> GenerationEnd | None:
         """To the end of the body: bytes after the terminal record are the caller's too."""
@@ -150,8 +154,8 @@ class ModelStream:
             waited_ms = 1000 * (trio.current_time() - asked_s)
             await self._hand_on(Begun(waited_ms, answer.status, answer.content_type, answer.retry_after))
             while (read := await self._next(answer.reads)) is not None:
-                self._is_whole(read.reports_error)
-                await self._take(read.chunks, read)
+                self._is_whole(read.ends_body)
+                await self._take(read.chunks, (read,))
                 end = next((chunk.end for chunk in read.chunks if chunk.end is not None), end)
             self._is_whole(True)
             if answer.status != 200:
@@ -174,22 +178,23 @@ class ModelStream:
         if self.reply is not None:
             self.reply.whole = whole
 
-    async def _take(self, chunks: Sequence[Chunk], item: Chunk | Read) -> None:
-        """The tokens to the mapper, the whole to the reply. A record without a token is no progress. What came in the
-        same read before a chunk that cannot be passed on is the reply's still; its bytes are not."""
-        for index, chunk in enumerate(chunks):
-            try:
-                progress = await self._pass_on(chunk)
-            except UpstreamProtocolError:
-                if index:
-                    await self._hand_on(Read(b"", tuple(chunks[:index])))
-                raise
-            if progress:
-                self._limit_s = self.timeouts.progress_s
-                _extend(self._patience, self._limit_s)
+    async def _take(self, chunks: Sequence[Chunk], items: Sequence[Chunk | Read]) -> None:
+        """What came in one read: to the reply first, for whom somebody waits, then its tokens to the mapper. A read
+        without a token is no progress. What came in it before a chunk that cannot be passed on is the reply's still;
+        its bytes are not."""
+        sound = next((index for index, chunk in enumerate(chunks) if not _is_unicode(chunk)), len(chunks))
+        if unsound := sound < len(chunks):
+            chunks = chunks[:sound]
+            items = (Read(b"", tuple(chunks)),) if chunks else ()
+        throttled = self._behind
         if self._waited:
             self._behind = self._waited = False
-        await self._hand_on(item)
+        if self.reply is not None:
+            for item in items:
+                await self._hand_on(item)
+        await self._pass_on([token for chunk in chunks for token in self._tokens(chunk, throttled)])
+        if unsound:
+            raise UpstreamProtocolError(f"{self.runtime.name} sent text that is not valid Unicode")
 
     async def _hand_on(self, item: Begun | Chunk | Read) -> None:
         if self.reply is not None and not self.reply.try_put(item):
@@ -201,27 +206,32 @@ class ModelStream:
         self._patience.deadline = until + await wait
         self._behind, self._waited = True, False
 
-    async def _pass_on(self, chunk: Chunk) -> bool:
-        """Its tokens to the mapper; False when it has none."""
-        _refuse_surrogates(chunk, self.runtime.name)
+    def _tokens(self, chunk: Chunk, throttled: bool) -> tuple[Token, ...]:
+        """`throttled`: we were held up before it came."""
         # How long it took to go on after a seam says nothing about the model either.
-        tokens = self._ledger.take(chunk, throttled=self._behind or self._after_seam)
+        tokens = self._ledger.take(chunk, throttled=throttled or self._after_seam)
         if self._resumption is not None:
             self._resumption.so_far.take(chunk, len(tokens))
+        if tokens:
+            self._after_seam = False
+        return tokens
+
+    async def _pass_on(self, tokens: Sequence[Token]) -> None:
+        """The tokens of a read to the mapper."""
         if not tokens:
-            return False
-        self._after_seam = False
+            return
         if self.first_us is None:
-            self.first_us = chunk.t_us
-        self.last_us = chunk.t_us
+            self.first_us = tokens[0].t_us
+        self.last_us = tokens[-1].t_us
         if len(self.arrivals) < ARRIVALS_MAX:
-            self.arrivals.append((chunk.t_us, len(tokens)))
+            self.arrivals.append((self.last_us, len(tokens)))
         for at in range(0, len(tokens), BATCH_TOKENS_MAX):
-            batch = TokenBatch(self.ref, tokens[at : at + BATCH_TOKENS_MAX])
+            batch = TokenBatch(self.ref, tuple(tokens[at : at + BATCH_TOKENS_MAX]))
             if not self.signals.try_put(batch):
                 await self._held(self.signals.put(batch))
             self.tokens += len(batch.tokens)
-        return True
+        self._limit_s = self.timeouts.progress_s
+        _extend(self._patience, self._limit_s)
 
 
 def _extend(patience: trio.CancelScope, limit_s: float) -> None:
@@ -232,16 +242,22 @@ def _extend(patience: trio.CancelScope, limit_s: float) -> None:
         patience.deadline = until + slack_s
 
 
-def _refuse_surrogates(chunk: Chunk, runtime: str) -> None:
-    """Half a surrogate pair is no text: it cannot be sent on. Raises UpstreamProtocolError."""
+def _is_unicode(chunk: Chunk) -> bool:
+    """Half a surrogate pair is no text: it cannot be sent on. The decoder of records refuses them by itself."""
+    if chunk.raw:
+        return True
     texts = [chunk.text]
     for entry in chunk.logprobs:
         texts.append(entry.token)
         texts += [candidate.token for candidate in entry.top]
+    text = "".join(texts)
+    if text.isascii():  # as most are; known without a look
+        return True
     try:
-        "".join(texts).encode()
+        text.encode()
     except UnicodeEncodeError:
-        raise UpstreamProtocolError(f"{runtime} sent text that is not valid Unicode") from None
+        return False
+    return True
 
 
 def _refused(runtime: str, status: int) -> EngineError:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 import attrs
+import msgspec
 
 from actors.reply_line import Begun, ReplySink
 from engine.domain.energy import uncertainty
@@ -105,7 +106,7 @@ class Transcript:
         if self._candidates <= CANDIDATES_MAX:
             return words
         self.unlisted += len(words.logprobs)
-        return attrs.evolve(words, logprobs=())
+        return msgspec.structs.replace(words, logprobs=())
 
 
 def _words(chunk: Chunk) -> Chunk | None:
@@ -113,4 +114,4 @@ def _words(chunk: Chunk) -> Chunk | None:
     made of. Some runtimes give their last token with the end. None when nothing is left."""
     if not (chunk.text or chunk.tool_calls or chunk.logprobs or chunk.seam):
         return None
-    return attrs.evolve(chunk, end=None, raw=b"") if chunk.end is not None or chunk.raw else chunk
+    return msgspec.structs.replace(chunk, end=None, raw=b"") if chunk.end is not None or chunk.raw else chunk

@@ -12,9 +12,10 @@ import attrs
 
 from actors.ledger import LedgerHandle
 from engine.domain.council import MemberEnded, MemberStarted
-from engine.domain.events import MappedSignal, SampleBatch, SessionClosed, SessionOpened
-from engine.domain.generation import StreamRef
+from engine.domain.events import AnswerResumed, MappedSignal, SampleBatch, SessionClosed, SessionOpened
+from engine.domain.generation import Seam, StreamRef
 from engine.domain.usage import AGENT, FALLBACK, UsageRecord
+from policies.broker import Occasion
 
 SESSIONS_MAX: Final = 8192  # followed at once; beyond it the oldest is forgotten, and counted
 UNKNOWN: Final = "unknown"
@@ -71,6 +72,8 @@ class UsageFeed:
                 session = _Session(signal, agent or signal.origin.value, fallback, places, {}, set(), {})
                 self._open[signal.session_id] = session
                 self._bound(self._open)
+            case AnswerResumed(session_id=session_id, seam=seam) if seam.position == 0:
+                self._replace(session_id, seam)
             case MemberStarted(stream=ref):
                 session = self._open.get(ref.session_id)
                 if session is not None:
@@ -81,6 +84,19 @@ class UsageFeed:
                     session.ended[ref.stream_id] = signal
             case SessionClosed():
                 self._close(signal)
+
+    def _replace(self, session_id: str, seam: Seam) -> None:
+        """Another model answers than the one that was asked: the answer is its own, and counts as a fallback."""
+        session = self._open.get(session_id)
+        if session is None:
+            return
+        streams = tuple(
+            attrs.evolve(ref, model=seam.model) if ref.stream_id == seam.stream_id else ref
+            for ref in session.opened.streams
+        )
+        session.opened = attrs.evolve(session.opened, streams=streams)
+        session.places[seam.stream_id] = self.place_of(seam.model) or (UNKNOWN, False)
+        session.fallback = Occasion.NO_LOCAL.value
 
     def _close(self, closed: SessionClosed) -> None:
         session = self._open.pop(closed.session_id, None)

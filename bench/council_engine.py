@@ -61,8 +61,8 @@ class Job:
 @attrs.frozen
 class Ran:
     """`frames`: number, lateness, composing time and deadline (ms) of each, as it says itself. `windows`: events
-    `council.ensemble`; `steps_ms`: what EnsembleMeter.step took for each. `choices`: from when to when (ms, as the
-    deadlines) an answer was chosen."""
+    `council.ensemble`; `steps_ms`: processor time of EnsembleMeter.step for each. `choices`: from when to when (ms, as
+    the deadlines) an answer was chosen."""
 
     seconds: float
     cpu_s: float
@@ -203,15 +203,15 @@ async def run(job: Job) -> None:
 
 
 def time_steps() -> list[float]:
-    """From now on what each step of a council takes that finds a new window, in ms: where it runs, among everything
-    else."""
+    """From now on the processor time, in ms, of each step of a council that finds a new window: where it runs, among
+    everything else, with what that has left in the caches."""
     took, step = [], EnsembleMeter.step
 
     def timed(meter: EnsembleMeter, now_us: int, energies: Mapping[str, float | None], *, patterns: bool = True):
-        began = time.perf_counter_ns()
+        began = time.thread_time_ns()
         told = step(meter, now_us, energies, patterns=patterns)
         if told.windows:
-            took.append((time.perf_counter_ns() - began) / 1e6)
+            took.append((time.thread_time_ns() - began) / 1e6)
         return told
 
     EnsembleMeter.step = timed

@@ -101,7 +101,7 @@ class Flood:
         self.selector.register(sock, selectors.EVENT_READ, self._read)
 
     def _read(self, sock: socket.socket) -> None:
-        """A request, in however many pieces; anything after it is the end of the connection."""
+        """A request, in however many pieces; the next one comes when it was answered."""
         asked = self._asked.setdefault(sock, bytearray())
         try:
             data = sock.recv(65_536)
@@ -116,7 +116,9 @@ class Flood:
         head, _, body = asked.partition(b"\r\n\r\n")
         length = re.search(rb"(?i)content-length: (\d+)", head)
         if length is None or len(body) == int(length[1]):
-            self._answer(sock, bytes(head.partition(b" HTTP/1.1\r\n")[0]), bytes(body))
+            line, body = bytes(head.partition(b" HTTP/1.1\r\n")[0]), bytes(body)
+            asked.clear()
+            self._answer(sock, line, body)
 
     def _answer(self, sock: socket.socket, line: bytes, body: bytes) -> None:
         if b'"prompt"' in body:

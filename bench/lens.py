@@ -18,6 +18,7 @@ from bench.engine import cpu_of, serving
 from bench.lens_child import Hop, caller, child, nginx
 from bench.lens_client import Job
 from bench.lens_leave import leak_rows, phase_rows
+from bench.lens_lockstep import Cost, Turns, cost_of, turns
 from bench.table import Row, at_least, at_most, median, percentile
 
 STREAMS = 50
@@ -34,9 +35,14 @@ CORES = {"passive": 0.6, "active": 1.0}
 
 @contextmanager
 def hops(tps: float) -> Iterator[dict[str, Hop]]:
-    """All ways to one model server, by name."""
+    """All ways to a model server that sends by itself, by name."""
+    with child("direct", "bench.lens_upstream", str(tps)) as direct, ways_to(direct) as found:
+        yield found
+
+
+@contextmanager
+def ways_to(direct: Hop) -> Iterator[dict[str, Hop]]:
     with ExitStack() as stack:
-        direct = stack.enter_context(child("direct", "bench.lens_upstream", str(tps)))
         relay = stack.enter_context(child("relay", "bench.lens_relay", str(direct.port)))
         env = {
             "WF_OLLAMA__ENABLED": "true",
@@ -112,12 +118,15 @@ def measure() -> list[Row]:
             path: seen_by(plain, "get", rounds=2, clients=GETTERS, seconds=3, path=path)
             for path in ("/api/version", "/api/tags")
         }
+    with turns() as server, ways_to(Hop("direct", server.port)) as ways:
+        single = single_costs(ways, server)
     rows = [
         *pace_rows(paced, STREAMS),
         *paced_cpu_rows(paced),
         *pace_rows(few, FEW),
         *first_rows(first),
         *busy_rows(busy),
+        *single_rows(single),
     ]
     for path, seen in gets.items():
         rows += get_rows(path, seen)
@@ -181,6 +190,23 @@ def paced_cpu_rows(seen: dict[str, Seen]) -> list[Row]:
     each = {name: one.each_us for name, one in seen.items()}
     names = [name for name in seen if name not in ("direct", "relay")]
     return [Row(f"{STREAMS} × {TPS} tok/s, {name}: CPU per token", each[name], "µs", **limits(each)) for name in names]
+
+
+def single_costs(ways: dict[str, Hop], server: Turns) -> dict[str, Cost]:
+    """The cheapest round of each hop: where a round is interrupted, frames are composed meanwhile."""
+    found: dict[str, Cost] = {}
+    for _ in range(ROUNDS):
+        for name, hop in ways.items():
+            if hop.pid is not None:
+                cost = cost_of(hop, server)
+                found[name] = min(cost, found.get(name, cost), key=lambda one: one.cpu_us)
+    return found
+
+
+def single_rows(costs: dict[str, Cost]) -> list[Row]:
+    each = {name: cost.cpu_us for name, cost in costs.items()}
+    names = [name for name in each if name != "relay"]
+    return [Row(f"one token at a time, {name}: CPU per token", each[name], "µs", **limits(each)) for name in names]
 
 
 def get_rows(path: str, seen: dict[str, Seen]) -> list[Row]:

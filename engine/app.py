@@ -31,7 +31,7 @@ from engine.domain.errors import AddressInUse
 from engine.domain.models import Tier
 from engine.hardware import read_machine
 from engine.runtimes import Runtimes, runtimes_for
-from engine.satellites import open_broker, with_satellites
+from engine.satellites import connections_kept, open_broker, with_satellites
 from engine.schemas import read_schemas
 from engine.services import LocalServices, offers_of, open_services
 from engine.settings import Settings
@@ -46,10 +46,11 @@ from policies.load import Policies
 from policies.tiers import TierChoice, choose_tier
 from transport.endpoint import FrameEndpoint, FrameLimits
 from transport.listen import ListenLimits, bound_port, open_listener
+from transport.wire.json_schema import Documents
 from web.app import create_app
+from web.assets import read_assets
 from web.guard import HttpLimits, HttpServer
 from web.handles import Engine, EngineFacts, LensRules
-from web.page import read_assets
 from web.services.blueprint import mounted
 from web.services.service import Service
 
@@ -134,10 +135,11 @@ async def running(
     edges: dict[str, Any] = {}
     engine = handles(core, settings, policies, tier, folder.token, ws_port, edges)
     assets = await trio.to_thread.run_sync(read_assets)
+    documents = await trio.to_thread.run_sync(read_schemas)
     app = create_app(
         engine,
         assets,
-        await trio.to_thread.run_sync(read_schemas),
+        documents,
         body_bytes_max=settings.limits.body_bytes_max,
         lens_body_bytes_max=settings.lens.body_bytes_max,
         body_timeout_s=settings.limits.body_timeout_s,
@@ -151,7 +153,7 @@ async def running(
     endpoint = FrameEndpoint(
         core.hub, ws_listener, _rules(settings, ws_port, http_port, folder.token), _frame_limits(settings)
     )
-    services = await _services(settings, engine, http_port, folder.token, discovery)
+    services = await _services(settings, engine, http_port, folder.token, discovery, documents)
     for service in services.services.values():
         app.register_blueprint(mounted(service))  # the page may only ask where it came from
     edges.update(http=http.counters, ws=endpoint.counters, **services.counters)
@@ -161,7 +163,7 @@ async def running(
         _url("ws", settings.ws_host, ws_port) + "/ws",
         {name: _url("http", services.host, port) for name, port in services.ports.items()},
     )
-    async with database, runtimes.attended(), trio.open_nursery() as nursery:
+    async with database, runtimes.attended(), connections_kept(everywhere), trio.open_nursery() as nursery:
         await nursery.start(core.run)
         await nursery.start(endpoint.run)
         await nursery.start(http.run)
@@ -183,7 +185,7 @@ async def running(
 
 
 async def _services(
-    settings: Settings, engine: Engine, http_port: int, token: str, discovery: Discovery
+    settings: Settings, engine: Engine, http_port: int, token: str, discovery: Discovery, documents: Documents
 ) -> LocalServices:
     """The local services with the registry and the router, where they are switched on; none otherwise."""
     host = settings.http.host
@@ -196,7 +198,7 @@ async def _services(
 
     table, taxonomy = await trio.to_thread.run_sync(services_of, settings)
     made: dict[str, Service] = {}
-    offers = offers_of(table, taxonomy, engine, settings, made) + discovery.offers()
+    offers = offers_of(table, taxonomy, engine, settings, made, documents) + discovery.offers(documents)
     opened = await open_services(offers, host, server_of)
     discovery.announce(made)
     return attrs.evolve(opened, services=made)

@@ -117,7 +117,10 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
         "--services", action="store_true", default=None, help="offer the local services too (8050, 8051, 8052)"
     )
     parser.add_argument(
-        "--core-lock", action="store_true", default=None, help="refuse every socket that leads out of this machine"
+        "--core-lock",
+        action="store_true",
+        default=None,
+        help="refuse this process every socket that leads out of the machine; no downloads",
     )
     parser.add_argument("--open", action="store_true", help="open the dashboard in the browser")
     parser.add_argument("--port-file", type=Path, metavar="FILE", help="write addresses there once ready (JSON)")
@@ -136,6 +139,9 @@ def _run_flags(parser: argparse.ArgumentParser) -> None:
         "--seed", type=int, metavar="N", help="the same seed gives the same answer, where a runtime can"
     )
     parser.add_argument("--stop", action="append", metavar="TEXT", help="end the answer before this text; up to 10")
+    parser.add_argument(
+        "--broker", action="store_true", help="this one answer may come from outside this machine (see broker.mode)"
+    )
     parser.add_argument("--json", action="store_true", help="print the session's events, one JSON object a line")
 
 
@@ -187,7 +193,7 @@ def _run(args: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if args.prompt == "-" else args.prompt
     names = ("temperature", "top_p", "top_k", "max_tokens", "seed", "stop")
     parameters = {name: value for name in names if (value := getattr(args, name)) is not None}
-    shot = OneShot(args.model, prompt, parameters)
+    shot = OneShot(args.model, prompt, parameters, args.broker)
     engine = None if args.synthetic is not None else _engine_or_none()
     show = console.print_line if args.json else console.Answer().show
     end = ask_in_process(shot, settings, show) if engine is None else ask_engine(shot, engine, settings, show)

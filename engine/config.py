@@ -72,14 +72,9 @@ def load_settings(
     settings = structure(merged, Settings, converter)
     problems += _contradictions(settings, merged)
     try:
-        load_policies(**{name: merged.at("policies", name) for name in TABLES})
+        _policies(merged)
     except ConfigError as error:
         problems.extend(error.details["problems"])
-    for check, path in ((load_services, ("services", "table")), (load_taxonomy, ("services", "taxonomy"))):
-        try:
-            check(merged.at(*path))
-        except ConfigError as error:
-            problems.extend(error.details["problems"])
     if problems:
         raise rejected(problems)
     return settings
@@ -93,9 +88,18 @@ def services_of(settings: Settings) -> tuple[ServiceTable, Taxonomy]:
 
 
 def policies_of(settings: Settings) -> Policies:
-    """The shipped policy data with the changes that `settings` ask for. Raises ConfigError; reads package files."""
-    changes = Document("settings", {"policies": attrs.asdict(settings.policies)})
-    return load_policies(**{name: changes.at("policies", name) for name in TABLES})
+    """The shipped policy data with the changes that `settings` ask for, those of the local services among them. Raises
+    ConfigError; reads package files."""
+    own = {"table": settings.services.table, "taxonomy": settings.services.taxonomy}
+    return _policies(Document("settings", {"policies": attrs.asdict(settings.policies), "services": own}))
+
+
+def _policies(changes: Document) -> Policies:
+    return load_policies(
+        services=changes.at("services", "table"),
+        taxonomy=changes.at("services", "taxonomy"),
+        **{name: changes.at("policies", name) for name in TABLES},
+    )
 
 
 def settings_dict(settings: Settings) -> dict[str, Any]:

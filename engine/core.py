@@ -145,7 +145,7 @@ class Core:
             new_id=feed.new_session_id,
         )
         catalog.councils = _councils(catalog, sessions, settings, policies.tiers, tier.tier)
-        pulls = ModelPulls(catalog, signals.fork(), settings.pull)
+        pulls = ModelPulls(catalog, signals.fork(), "never" if settings.core_lock else settings.pull)
         return cls(
             clock=clock,
             boot=boot,

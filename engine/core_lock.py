@@ -3,9 +3,11 @@ machine, whatever code asks for it, and it cannot be taken off again.
 
 Python tells an audit hook of every use of a socket before it happens (PEP 578), those of libraries too; what the hook
 does not like it refuses by raising. Three things it does not see: native code that calls the operating system past
-Python; programs that the engine starts (an Ollama), which are processes of their own; and the lookup of a name that
-somebody gives straight to a blocking `connect`, which Python makes before it tells (trio and httpx look up first, and
-that is seen). A network namespace with only `lo` binds all of these.
+Python (an extension in C, ctypes); programs that the engine starts (an Ollama, the process of a GGUF file), which are
+processes of their own and start without the lock; and the lookup of a name that somebody gives straight to a blocking
+`connect`, which Python makes before it tells (trio and httpx look up first, and that is seen). So while the lock is on
+the engine does not ask such a program for anything from outside either: no model is downloaded, and an Ollama of ours
+is started without its cloud. A network namespace with only `lo` binds all of these.
 """
 
 from __future__ import annotations

@@ -29,9 +29,11 @@ from engine.store import Database
 from policies.restart import RestartPolicy
 from policies.routing import CapabilityMap
 from transport.registry_client import RemoteRegistry
+from transport.wire.json_schema import Documents
 from web import registry, router
 from web.app import app_of
 from web.router import Router
+from web.services import calls
 from web.services.service import Service, agent_definition
 
 RESTARTS: Final = RestartPolicy()
@@ -71,16 +73,18 @@ class Discovery:
         found = Router(table, own, ledger, time.time, broker_on) if asked.router == SERVE else None
         return cls(settings, clock, own, found)
 
-    def offers(self) -> list[Offer]:
-        """The listeners of both."""
+    def offers(self, documents: Documents) -> list[Offer]:
+        """The listeners of both. `documents` are the published schemas."""
         asked: ServiceSettings = self.settings.services
         offers = []
         if self.registry is not None:
             made = partial(registry.blueprint, self.registry)
-            offers.append(Offer(registry.NAME, asked.registry_port, self._app(made), "services.registry_port"))
+            told = partial(calls.described, documents, calls.REGISTRY, "Registry of agents")
+            offers.append(Offer(registry.NAME, asked.registry_port, self._app(made, told), "services.registry_port"))
         if self.router is not None:
             made = partial(router.blueprint, self.router)
-            offers.append(Offer(router.NAME, asked.router_port, self._app(made), "services.router_port"))
+            told = partial(calls.described, documents, calls.ROUTER, "Provider router")
+            offers.append(Offer(router.NAME, asked.router_port, self._app(made, told), "services.router_port"))
         return offers
 
     def announce(self, services: Mapping[str, Service]) -> None:
@@ -108,13 +112,15 @@ class Discovery:
         """`run` returns within a second."""
         self._scope.cancel(reason="stopped")
 
-    def _app(self, made: Callable[[int, Callable[[], float]], Blueprint]) -> Callable[[int], QuartTrio]:
+    def _app(
+        self, made: Callable[[int, Callable[[], float]], Blueprint], told: Callable[[], Blueprint]
+    ) -> Callable[[int], QuartTrio]:
         limits, lens, clock = self.settings.limits, self.settings.lens, self.clock
 
         def app_on(port: int) -> QuartTrio:
             began_us = clock()
             return app_of(
-                [made(port, lambda: (clock() - began_us) / 1e6)],
+                [made(port, lambda: (clock() - began_us) / 1e6), told()],
                 body_bytes_max=limits.body_bytes_max,
                 lens_body_bytes_max=lens.body_bytes_max,
                 body_timeout_s=limits.body_timeout_s,

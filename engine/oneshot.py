@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import msgspec
@@ -12,6 +13,13 @@ import msgspec
 from engine.domain.errors import EngineError, UpstreamTruncated
 from engine.settings import Settings
 from engine.state import EngineAddress
+
+if TYPE_CHECKING:  # read when it is needed: asking a running engine needs none of it
+    from actors.broker import Broker
+    from engine.domain.generation import Clock
+    from engine.domain.runtime import Runtime
+    from policies.load import Policies
+    from policies.tiers import TierChoice
 
 Show = Callable[[bytes], None]  # one event line, as JSON
 
@@ -21,9 +29,12 @@ class OneShot:
     model: str
     prompt: str
     parameters: dict[str, Any]
+    broker: bool = False  # this one answer may come from outside this machine
 
     def body(self) -> dict[str, Any]:
-        return {"mode": "single", "model": self.model, "prompt": self.prompt, "parameters": self.parameters}
+        consent = {"broker": "allow"} if self.broker else {}
+        asked = {"mode": "single", "model": self.model, "prompt": self.prompt, "parameters": self.parameters}
+        return asked | consent
 
 
 class _Reason(msgspec.Struct):
@@ -56,7 +67,8 @@ def ask_engine(shot: OneShot, address: EngineAddress, settings: Settings, show: 
 
 
 def ask_in_process(shot: OneShot, settings: Settings, show: Show) -> str:
-    """Run an engine of our own for this one answer; no listener, no state folder."""
+    """Run an engine of our own for this one answer: no listener, and no state folder unless the answer may come from
+    outside this machine; then it is held meanwhile, for the broker's record and its budgets."""
     import trio
 
     return trio.run(_in_process, shot, settings, show)
@@ -72,26 +84,74 @@ async def _in_process(shot: OneShot, settings: Settings, show: Show) -> str:
     from engine.core import Core
     from engine.domain.generation import Origin
     from engine.runtimes import runtimes_for
+    from engine.satellites import connections_kept
+    from policies.broker import CONSENT
+    from policies.selection import wants_of
     from web.schemas import GenerateBody, decode, generation_request
 
     body = decode(msgspec.json.encode(shot.body()), GenerateBody)
+    _refuse_silent_leaving(shot, settings)
+    CONSENT.set(shot.broker)
     clock, policies = EngineClock.start(), await trio.to_thread.run_sync(policies_of, settings)
-    tier = tier_for(settings, policies)
+    tier = await trio.to_thread.run_sync(tier_for, settings, policies)  # a GPU's driver may take its time
     runtimes = await runtimes_for(settings, clock, os.environ, policies.tiers.limits(tier.tier))
-    core = Core.build(runtimes.by_name, clock, settings, policies, tier, runtimes.starting)
     reason = None
-    async with runtimes.attended(), trio.open_nursery() as nursery:
-        await nursery.start(core.run)
-        model = await core.catalog.resolve(body.model or "")
-        session = core.sessions.start(SessionRequest(model, generation_request(body, model.info.name), Origin.API))
-        follower = core.hub.follow(session.id, energy=True)
-        while lines := await follower.next_lines():
-            for line in lines:
-                # In a thread: a slow reader of ours must not look like a slow model. Abandoned, so that Ctrl+C works.
-                await trio.to_thread.run_sync(show, line.data, abandon_on_cancel=True)
-                reason = _end_of(line.data) or reason
-        core.close()
+    async with _elsewhere(shot, settings, policies, tier, clock, runtimes.by_name) as (broker, everywhere):
+        core = Core.build(everywhere, clock, settings, policies, tier, runtimes.starting, broker=broker)
+        async with runtimes.attended(), connections_kept(everywhere), trio.open_nursery() as nursery:
+            await nursery.start(core.run)
+            name = body.model or ""
+            wants = wants_of(generation_request(body, name))
+            model = await core.providers.resolve(name, wants)
+            asked, instead = generation_request(body, model.info.name), core.providers.stand_ins(model, wants)
+            session = core.sessions.start(SessionRequest(model, asked, Origin.API, instead=instead))
+            follower = core.hub.follow(session.id, energy=True)
+            while lines := await follower.next_lines():
+                for line in lines:
+                    # In a thread: a slow reader of ours must not look like a slow model. Abandoned, so that Ctrl+C
+                    # works.
+                    await trio.to_thread.run_sync(show, line.data, abandon_on_cancel=True)
+                    reason = _end_of(line.data) or reason
+            core.close()
     return _ended(reason)
+
+
+def _refuse_silent_leaving(shot: OneShot, settings: Settings) -> None:
+    """Raises BrokerDisabled for a model that is outside this machine, unless this command consents to ask it."""
+    from engine.domain.errors import BrokerDisabled
+    from policies.providers import provider_specs
+
+    provider = provider_specs(settings.providers).get(shot.model.partition("/")[0])
+    if provider is not None and provider.satellite and not shot.broker:
+        raise BrokerDisabled(f"{shot.model} is outside this machine ({provider.host}); --broker consents to ask it")
+
+
+@asynccontextmanager
+async def _elsewhere(
+    shot: OneShot,
+    settings: Settings,
+    policies: Policies,
+    tier: TierChoice,
+    clock: Clock,
+    runtimes: Mapping[str, Runtime],
+) -> AsyncIterator[tuple[Broker | None, Mapping[str, Runtime]]]:
+    """The runtimes, and with consent those outside this machine, with the broker who records what leaves. Raises
+    AddressInUse where another engine holds the state folder."""
+    import trio
+
+    from engine.satellites import open_broker, with_satellites
+    from engine.state import open_state, state_path
+
+    if not shot.broker:
+        yield None, runtimes
+        return
+    folder = await trio.to_thread.run_sync(open_state, state_path(os.environ))
+    try:
+        broker = await open_broker(settings, policies, tier, folder.path)
+        yield broker, await with_satellites(runtimes, settings, clock, broker, os.environ, folder.path)
+    finally:
+        with trio.CancelScope(shield=True):
+            await trio.to_thread.run_sync(folder.close)
 
 
 def _end_of(line: bytes) -> str | None:

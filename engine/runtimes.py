@@ -27,12 +27,15 @@ from policies.egress import Permit, Purpose, stays_here
 from policies.providers import Dialect, HuggingFaceSpec, ProviderSpec, huggingface_spec, provider_specs
 from policies.restart import RestartPolicy
 from policies.tiers import TierLimits
+from transport.connections import ConnectionPool
 
 if TYPE_CHECKING:
     from transport.runtimes.daemon import OllamaDaemon
 
 OWN_HOSTS: Final = ("127.0.0.1", "localhost", "[::1]")
 OWNER_RESTARTS: Final = RestartPolicy()
+LOCAL_IDLE_S: Final = 2.0  # servers let go of theirs after 5 s, and nobody is to meet them at that
+CONNECTIONS_MAX: Final = 128  # in use at once, to one server of this machine
 DAEMON_STOP_S: Final = 2.0  # for an Ollama of ours to end; the engine itself has 5 s in all
 START_OLLAMA: Final = "start it with `ollama serve`"
 OLLAMA_SITE: Final = "https://ollama.com/download"
@@ -42,16 +45,20 @@ logger = logging.getLogger("wf.runtimes")
 
 @attrs.frozen
 class Runtimes:
-    """In the order they are asked. `owners` are the actors that own processes for them."""
+    """In the order they are asked. `owners` are the actors that own processes for them, `pools` the connections that
+    are kept to those that are servers."""
 
     by_name: Mapping[str, Runtime]
     owners: Mapping[str, Actor]
     starting: Callable[[], bool]  # one of them is on its way up
+    pools: tuple[ConnectionPool, ...] = ()
 
     @asynccontextmanager
     async def attended(self) -> AsyncIterator[None]:
-        """The owners run inside; leaving stops them and all their processes."""
+        """The owners run inside; leaving stops them and all their processes, and closes what is kept."""
         async with trio.open_nursery() as nursery:
+            for pool in self.pools:
+                await nursery.start(pool.run)
             for name, owner in self.owners.items():
                 await nursery.start(_attend, name, owner)
             yield
@@ -63,6 +70,7 @@ async def runtimes_for(settings: Settings, clock: Clock, environ: Mapping[str, s
     `allow_remote_runtimes`."""
     found: dict[str, Runtime] = {}
     owners: dict[str, Actor] = {}
+    pools: list[ConnectionPool] = []
     daemon: OllamaDaemon | None = None
     if settings.synthetic is not None:
         from transport.runtimes.synthetic import SyntheticRuntime
@@ -70,18 +78,22 @@ async def runtimes_for(settings: Settings, clock: Clock, environ: Mapping[str, s
         found["synthetic"] = SyntheticRuntime(clock, settings.synthetic)
     if settings.ollama.enabled:
         daemon = await _daemon(settings, environ, limits)
-        found["ollama"] = _ollama(settings, clock, ollama_address(settings, environ), partial(_ollama_hint, daemon))
+        address, hint = ollama_address(settings, environ), partial(_ollama_hint, daemon)
+        found["ollama"] = _ollama(settings, clock, pools, address, hint)
         for number, url in enumerate(settings.ollama.more, start=2):
-            found[f"ollama{number}"] = _ollama(settings, clock, url, lambda: START_OLLAMA, f"ollama{number}")
+            found[f"ollama{number}"] = _ollama(settings, clock, pools, url, lambda: START_OLLAMA, f"ollama{number}")
     if settings.openai.base_url is not None:
         from transport.runtimes.openai import OpenAIRuntime
 
-        permit = _remote_permit(settings, settings.openai.base_url)
-        found["openai"] = OpenAIRuntime(clock, settings.openai.base_url, permit=permit)
+        url = settings.openai.base_url
+        permit, pool = _remote_permit(settings, url), _pool("openai", url, pools)
+        found["openai"] = OpenAIRuntime(clock, url, transport=pool, permit=permit)
     for spec in _own_servers(settings):
         from transport.runtimes.openai import OpenAIRuntime
 
-        found[spec.name] = OpenAIRuntime(clock, spec.base_url or "", spec.name, list_s=spec.timeout_s)
+        url = spec.base_url or ""
+        pool = _pool(spec.name, url, pools)
+        found[spec.name] = OpenAIRuntime(clock, url, spec.name, transport=pool, list_s=spec.timeout_s)
     hub = huggingface_spec(settings.providers) or HuggingFaceSpec()
     if (
         hub.models
@@ -99,7 +111,21 @@ async def runtimes_for(settings: Settings, clock: Clock, environ: Mapping[str, s
     if daemon is not None and "ollama" in found:
         owners["ollama"] = daemon
     owners = {name: owner for name, owner in owners.items() if name in found}
-    return Runtimes(found, owners, partial(_is_starting, daemon if "ollama" in owners else None))
+    starting = partial(_is_starting, daemon if "ollama" in owners else None)
+    return Runtimes(found, owners, starting, tuple(pool for pool in pools if pool.name in found))
+
+
+def _pool(name: str, url: str, pools: list[ConnectionPool]) -> ConnectionPool | None:
+    """Connections that are kept to a server of this machine for a moment: what the engine asks comes in bursts. One of
+    `pools` from now on."""
+    parts = urlsplit(url)
+    if parts.scheme != "http" or parts.hostname is None or not stays_here(parts.hostname):
+        return None
+    pool = ConnectionPool(
+        name, parts.hostname, parts.port or 80, tls=False, in_use_max=CONNECTIONS_MAX, idle_s=LOCAL_IDLE_S
+    )
+    pools.append(pool)
+    return pool
 
 
 async def _attend(name: str, owner: Actor, *, task_status: trio.TaskStatus[None]) -> None:
@@ -137,13 +163,21 @@ def ollama_address(settings: Settings, environ: Mapping[str, str]) -> str:
     return url
 
 
-def _ollama(settings: Settings, clock: Clock, url: str, hint: Callable[[], str], name: str = "ollama") -> Runtime:
+def _ollama(
+    settings: Settings,
+    clock: Clock,
+    pools: list[ConnectionPool],
+    url: str,
+    hint: Callable[[], str],
+    name: str = "ollama",
+) -> Runtime:
     from transport.runtimes.ollama import OllamaRuntime
 
     keep_alive = settings.ollama.keep_alive
     seconds_or_text = int(keep_alive) if keep_alive in ("-1", "0") else keep_alive
     permit = _remote_permit(settings, url)
-    return OllamaRuntime(clock, url, name, keep_alive=seconds_or_text, permit=permit, hint=hint)
+    pool = _pool(name, url, pools)
+    return OllamaRuntime(clock, url, name, transport=pool, keep_alive=seconds_or_text, permit=permit, hint=hint)
 
 
 async def _daemon(settings: Settings, environ: Mapping[str, str], limits: TierLimits) -> OllamaDaemon | None:

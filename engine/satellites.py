@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from policies.load import Policies
 from policies.providers import Dialect, ProviderSpec, provider_specs
 from policies.selection import FallbackRules
 from policies.tiers import TierChoice
+from transport.connections import ConnectionPool
 
 
 def broker_of(settings: Settings, policies: Policies, choice: TierChoice, log: BrokerLog | None = None) -> Broker:
@@ -96,9 +98,12 @@ def satellite_of(
 ) -> SatelliteRuntime:
     """One provider as a runtime. Raises ConfigError when the key cannot stand in a header."""
     secret = None if key.key is None else key.key.reveal()
+    pool = ConnectionPool(spec.name, spec.host, spec.port) if make is None else None
+    if pool is not None:
+        broker.at_off.append(pool.close_idle)
     return SatelliteRuntime(
         name=spec.name,
-        runtime=(make or cloud_runtime)(spec, clock, secret),
+        runtime=cloud_runtime(spec, clock, secret, pool) if make is None else make(spec, clock, secret),
         host=spec.host,
         port=spec.port,
         models=spec.preferred_models,
@@ -106,25 +111,47 @@ def satellite_of(
         health=ProviderHealth(spec.name, local=False, breaker=Breaker(broker.policy.breaker.rules())),
         key_problem=key.problem,
         timeout_s=spec.timeout_s,
+        connections=pool,
+        gives_logprobs=False if spec.dialect is Dialect.ANTHROPIC else None,
     )
 
 
-def cloud_runtime(spec: ProviderSpec, clock: Clock, key: str | None) -> CloudRuntime:
+@asynccontextmanager
+async def connections_kept(runtimes: Mapping[str, Runtime]) -> AsyncIterator[None]:
+    """Within, connections to providers outside this machine are kept for their next call. Leaving closes them."""
+    async with trio.open_nursery() as nursery:
+        for runtime in runtimes.values():
+            if isinstance(runtime, SatelliteRuntime) and runtime.connections is not None:
+                await nursery.start(runtime.connections.run)
+        yield
+        nursery.cancel_scope.cancel(reason="stopped")
+
+
+def cloud_runtime(
+    spec: ProviderSpec, clock: Clock, key: str | None, pool: ConnectionPool | None = None
+) -> CloudRuntime:
     """What speaks the provider's dialect."""
     url = spec.base_url or ""
     if spec.dialect is Dialect.ANTHROPIC:
         from transport.runtimes.anthropic import AnthropicRuntime
 
-        return AnthropicRuntime(clock, url, spec.name, key)
+        return AnthropicRuntime(clock, url, spec.name, key, pool)
     from transport.runtimes.openai import OpenAIRuntime
 
-    return OpenAIRuntime(clock, url, spec.name, key, hosted=True)
+    return OpenAIRuntime(clock, url, spec.name, key, pool, hosted=True)
 
 
 def fallback_rules(settings: Settings) -> FallbackRules:
     preferred = {name: spec.preferred_models for name, spec in provider_specs(settings.providers).items()}
     fallback = settings.fallback
-    return FallbackRules(fallback.enabled, fallback.order, settings.default_provider, settings.local_first, preferred)
+    return FallbackRules(
+        fallback.enabled,
+        fallback.order,
+        settings.default_provider,
+        settings.local_first,
+        preferred,
+        fallback.attempts_max,
+    )
 
 
 def discovered_only(settings: Settings) -> dict[str, frozenset[str]]:

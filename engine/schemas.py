@@ -22,6 +22,7 @@ from transport.wire.frames import SCHEMA_VERSION
 from transport.wire.json_schema import Documents, Json, asked, document, said
 from transport.wire.messages import EVENT_KINDS, event_type, line_types, message_types
 from web.bodies import body_schemas
+from web.services.calls import service_schemas
 
 MODEL_NAME: Final[Json] = {"type": "string", "maxLength": 330}
 POLICY_DOCS: Final = {
@@ -32,6 +33,10 @@ POLICY_DOCS: Final = {
     "prices": "policies/prices.yaml: what tokens cost elsewhere, as of a date",
     "routes": "policies/routes.yaml: which models serve a capability",
     "broker": "policies/broker.yaml: what may be asked of models outside this machine, and how much of it",
+}
+SERVICE_DOCS: Final = {
+    "services": "policies/services.yaml: the local services; your own go under services.table",
+    "taxonomy": "policies/taxonomy.yaml: what the classifier may answer; your own goes under services.taxonomy",
 }
 _PRICE: Final[Json] = {"type": "number", "minimum": 0, "maximum": PRICE_MAX, "x-unit": "USD per million tokens"}
 _PRICES: Final[Json] = {"input_per_million": _PRICE, "output_per_million": _PRICE}
@@ -101,7 +106,7 @@ def _schemas() -> dict[str, tuple[str, Json]]:
     found = {kind.type: (kind.doc, said(event_type(kind))) for kind in EVENT_KINDS}
     found["frame"] = ("one message of the WebSocket: a tick's frame or a reply", said(*message_types()))
     found["line"] = ("one line of NDJSON, or one `data:` of Server-Sent Events", said(line_types()))
-    return found | _command_schemas() | body_schemas() | _file_schemas()
+    return found | _command_schemas() | body_schemas() | service_schemas() | _file_schemas()
 
 
 def _command_schemas() -> dict[str, tuple[str, Json]]:
@@ -116,6 +121,12 @@ def _command_schemas() -> dict[str, tuple[str, Json]]:
 
 def _file_schemas() -> dict[str, tuple[str, Json]]:
     services = {"type": "object", "additionalProperties": table_schema(ServiceEntry, partial=True)}
+    shipped_services = {
+        "type": "object",
+        "required": ["schema_version", "services"],
+        "additionalProperties": False,
+        "properties": {"schema_version": {"const": load.SCHEMA_VERSION}, "services": services},
+    }
     instead: dict[Any, Json] = {
         Secret: SECRET,
         dict[str, Any]: {"type": "object"},  # where nothing closer is said
@@ -126,17 +137,24 @@ def _file_schemas() -> dict[str, tuple[str, Json]]:
     }
     for field in typing.get_type_hints(PolicyOverrides):
         instead["policies", field] = table_schema(load.TABLES[field], partial=True, instead=POLICY_PARTS.get(field))
-    return {
-        "config": ("wf.yaml: every setting", table_schema(Settings, instead=instead)),
-    } | {
-        f"policies.{name}": (POLICY_DOCS[name], table_schema(cls, instead=POLICY_PARTS.get(name)))
-        for name, cls in load.TABLES.items()
-    }
+    return (
+        {
+            "config": ("wf.yaml: every setting", table_schema(Settings, instead=instead)),
+        }
+        | {
+            f"policies.{name}": (POLICY_DOCS[name], table_schema(cls, instead=POLICY_PARTS.get(name)))
+            for name, cls in load.TABLES.items()
+        }
+        | {
+            "policies.services": (SERVICE_DOCS["services"], shipped_services),
+            "policies.taxonomy": (SERVICE_DOCS["taxonomy"], table_schema(Taxonomy)),
+        }
+    )
 
 
 def _examples() -> dict[str, list[Any]]:
     """Of messages and bodies: recorded ones. Of files: those that are shipped."""
     recorded: dict[str, list[Any]] = msgspec.json.decode(files("engine").joinpath(EXAMPLES_FILE).read_bytes())
     config = parse(files("policies").joinpath("wf.example.yaml").read_text("utf-8"), "wf.example.yaml")
-    policies = {f"policies.{name}": [shipped(name).data] for name in load.TABLES}
+    policies = {f"policies.{name}": [shipped(name).data] for name in (*load.TABLES, *SERVICE_DOCS)}
     return recorded | {"config": [config.data]} | policies

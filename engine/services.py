@@ -19,9 +19,11 @@ from engine.settings import Settings
 from policies.services import ServiceTable
 from policies.taxonomy import Taxonomy
 from transport.listen import bound_port, open_listener
+from transport.wire.json_schema import Documents
 from web.app import app_of
 from web.guard import HttpServer
 from web.handles import Engine
+from web.services import calls
 from web.services.blueprint import blueprint
 from web.services.service import Service
 
@@ -88,14 +90,21 @@ async def open_services(offers: Sequence[Offer], host: str, server_of: ServerOf)
 
 
 def offers_of(
-    table: ServiceTable, taxonomy: Taxonomy, engine: Engine, settings: Settings, made: dict[str, Service]
+    table: ServiceTable,
+    taxonomy: Taxonomy,
+    engine: Engine,
+    settings: Settings,
+    made: dict[str, Service],
+    documents: Documents,
 ) -> list[Offer]:
-    """One for each service of the table; `made` gets each service once its port is known."""
+    """One for each service of the table; `made` gets each service once its port is known. `documents` are the published
+    schemas."""
 
     def app_for(name: str, port: int) -> QuartTrio:
-        made[name] = Service.of(name, table, taxonomy, engine, port)
+        service = made[name] = Service.of(name, table, taxonomy, engine, port)
+        answered = calls.CLASSIFIER if service.entry.kind == "classifier" else calls.COMPLETION
         return app_of(
-            [blueprint(made[name])],
+            [blueprint(service), calls.described(documents, answered, service.entry.title)],
             body_bytes_max=settings.limits.body_bytes_max,
             lens_body_bytes_max=settings.lens.body_bytes_max,
             body_timeout_s=settings.limits.body_timeout_s,

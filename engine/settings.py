@@ -330,6 +330,13 @@ class FallbackSettings:
         pattern=_RUNTIME,
         expectation="a provider's name",
     )
+    attempts_max: int = row(
+        1,
+        doc="how often a model of this machine is asked on /generate until it begins; pauses: policies.broker.retry",
+        unit="calls",
+        minimum=1,
+        maximum=10,
+    )
 
 
 @attrs.frozen
@@ -434,7 +441,7 @@ class Settings:
     )
     pool: PoolSettings = section(PoolSettings, doc="models in memory")
     core_lock: bool = row(
-        False, doc="refuse every socket that leads out of this machine, whatever else is set, as long as it runs"
+        False, doc="refuse this process every socket that leads out of the machine, as long as it runs; no downloads"
     )
     allow_remote_runtimes: bool = row(False, doc="let a runtime be on another machine: prompts then leave this one")
     allow_remote: bool = row(False, doc="let other machines connect; needs api_keys too")

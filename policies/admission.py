@@ -200,7 +200,7 @@ def makes_way(wanted: Sequence[Wanted], slots: Sequence[Slot], streams: int, cap
     if _busy(wanted, slots, streams, caps) is not None:
         return None
     names = {model.model for model in wanted}
-    others = [slot for slot in slots if slot.counted and not slot.pinned and slot.model not in names]
+    others = [s for s in slots if s.counted and not (s.pinned or s.stuck) and s.model not in names]
     others.sort(key=lambda slot: (slot.leases > 0 or slot.loading, slot.last_used_us))
     chosen = victims(others, *_surplus(_missing(wanted, slots), slots, caps))
     return None if chosen is None else frozenset(chosen)
@@ -267,6 +267,10 @@ def _no_room(
     else:
         full = f"{caps.loaded_models_max} models are loaded, the most this tier allows"
     cooling = [slot.cool_until_us for slot in others if slot.movable and slot.cool_until_us > now_us]
+    stuck = [slot for slot in others if slot.stuck and slot.counted and not slot.leases]
+    if not cooling and stuck:
+        still = f"{_and(slot.model for slot in stuck)} may still be in memory, where no runtime answers"
+        return Wait(f"{full}, and {still}", numbers | {"stuck_bytes": sum(slot.size_bytes or 0 for slot in stuck)})
     if not cooling:
         return Wait(f"{full}, and none is idle", numbers)
     return Wait(f"{full}, and those that are idle were loaded a moment ago", numbers, min(cooling))
@@ -278,4 +282,6 @@ def _and(names: Iterable[str]) -> str:
 
 
 def _gb(size_bytes: int | None) -> str:
-    return f"{(size_bytes or 0) / 1e9:.1f} GB"
+    """`4.2 GB`; what is too small for that as `1.2 MB`."""
+    size = size_bytes or 0
+    return f"{size / 1e9:.1f} GB" if size >= 1e8 or not size else f"{size / 1e6:.1f} MB"

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from typing import Final, Literal
 
 import attrs
+from msgspec.structs import replace
 
 from engine.domain.events import DegradeReason, Event, TokensPayload
 from policies.schema import Misfit, quoted, row, section
@@ -149,13 +150,13 @@ def joined(events: Iterable[Event]) -> tuple[Event, ...]:
         if place == len(merged):
             merged.append(event)
         else:
-            merged[place] = attrs.evolve(event, payload=_both(merged[place].payload, payload))
+            merged[place] = replace(event, payload=_both(merged[place].payload, payload))
     return tuple(merged)
 
 
 def _both(older: object, newer: TokensPayload) -> TokensPayload:
     assert isinstance(older, TokensPayload)
-    return attrs.evolve(
+    return replace(
         older,
         samples=older.samples + newer.samples,
         text_only=len(older.samples) + newer.text_only if newer.text_only else older.text_only,
@@ -175,6 +176,6 @@ def lightened(events: tuple[Event, ...], level: int, keep_tokens: int) -> tuple[
             if level >= SHED:
                 text_only = max(text_only, len(payload.samples) - keep_tokens)
             dropped += text_only - payload.text_only
-            event = attrs.evolve(event, payload=attrs.evolve(payload, with_top=False, text_only=text_only))
+            event = replace(event, payload=replace(payload, with_top=False, text_only=text_only))
         light.append(event)
     return tuple(light), dropped

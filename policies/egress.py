@@ -34,6 +34,17 @@ class Meter:
     bytes_out: int = 0
 
 
+@attrs.define(eq=False)
+class ConnectionFigures:
+    """Of the connections to one server: how many wait for their next request, and since the start how many were opened,
+    used again, and let go of while they waited."""
+
+    idle: int = 0
+    opened: int = 0
+    reused: int = 0
+    let_go: int = 0
+
+
 @attrs.frozen
 class Permit:
     """To open connections to this host (a name or an address, as configured) and port, and no other. With `tls` only

@@ -17,7 +17,8 @@ class Slot:
     pinned one is never evicted, and none before `cool_until_us` (engine clock).
 
     `size_bytes` is what the runtime reports, before it does an estimate. Null: its runtime neither loads nor tells, so
-    it takes no place and no memory of ours.
+    it takes no place and no memory of ours. `stuck`: its runtime does not answer, so it cannot be made to go, and may
+    still be there.
     """
 
     model: str
@@ -28,6 +29,7 @@ class Slot:
     pinned: bool = False
     size_bytes: int | None = 0
     cool_until_us: int = 0
+    stuck: bool = False
 
     @property
     def counted(self) -> bool:
@@ -37,7 +39,7 @@ class Slot:
     @property
     def movable(self) -> bool:
         """Could be evicted, now or when it has cooled down."""
-        return self.leases == 0 and self.counted and not (self.loading or self.pinned)
+        return self.leases == 0 and self.counted and not (self.loading or self.pinned or self.stuck)
 
 
 def evictable(slots: Iterable[Slot], now_us: int, hot: Collection[str] = ()) -> list[Slot]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib.resources
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 import attrs
@@ -19,8 +18,12 @@ from policies.ensemble import EnsemblePolicy
 from policies.prices import PricePolicy
 from policies.routing import RoutePolicy
 from policies.schema import rejected, strict_converter, structure
-from policies.source import Document, parse
+from policies.services import ServiceTable, load_services
+from policies.source import Document, shipped
+from policies.taxonomy import Taxonomy, load_taxonomy
 from policies.tiers import TierPolicy
+
+__all__ = ["SCHEMA_VERSION", "TABLES", "Policies", "load_policies", "shipped"]
 
 SCHEMA_VERSION: Final = "1.0"
 HASH_CHARS: Final = 12
@@ -38,6 +41,8 @@ class Policies:
     prices: PricePolicy
     routes: RoutePolicy
     broker: BrokerPolicy
+    services: ServiceTable
+    taxonomy: Taxonomy
     policy_hash: str
 
 
@@ -52,28 +57,33 @@ TABLES: Final[Mapping[str, type]] = {  # the files that have changes of the user
 }
 
 
-def load_policies(**changes: Document) -> Policies:
-    """The shipped data with the user's changes over them, key by key; `changes` are by the names of TABLES.
+def load_policies(*, services: Document = NO_CHANGES, taxonomy: Document = NO_CHANGES, **changes: Document) -> Policies:
+    """The shipped data with the user's changes over them, key by key; `changes` are by the names of TABLES, those of
+    the local services and of what their classifier may say beside them.
 
     Raises ConfigError with one line per misfit; a user's key is named by the place it came from. Reads package files.
     """
     problems: list[str] = []
     found: dict[str, Any] = {}
     for name, cls in TABLES.items():
-        try:
-            found[name] = structure(shipped(name).overlay(changes.get(name, NO_CHANGES)), cls, _converter())
-        except ConfigError as error:
-            problems.extend(error.details["problems"])
+        read = functools.partial(_structured, name, cls, changes.get(name, NO_CHANGES))
+        _collect(name, read, found, problems)
+    _collect("services", functools.partial(load_services, services), found, problems)
+    _collect("taxonomy", functools.partial(load_taxonomy, taxonomy), found, problems)
     if problems:
         raise rejected(problems)
     return Policies(**found, policy_hash=_hash(**found))
 
 
-@functools.cache
-def shipped(name: str) -> Document:
-    """`policies/<name>.yaml` as it comes with the package."""
-    text = importlib.resources.files("policies").joinpath(f"{name}.yaml").read_text("utf-8")
-    return parse(text, f"policies/{name}.yaml")
+def _structured(name: str, cls: type, changes: Document) -> Any:
+    return structure(shipped(name).overlay(changes), cls, _converter())
+
+
+def _collect(name: str, read: Callable[[], Any], found: dict[str, Any], problems: list[str]) -> None:
+    try:
+        found[name] = read()
+    except ConfigError as error:
+        problems.extend(error.details["problems"])
 
 
 _converter = functools.cache(strict_converter)  # building its code takes longer than using it

@@ -21,7 +21,7 @@ from engine.domain.generation import GenerationRequest, Message, ResumeRules, To
 
 TEXT_BYTES_MAX: Final = 1_048_576  # of an answer, to be sent again
 TOKENS_MAX: Final = 65_536  # of an answer, which a reply in another dialect has to be told again
-CONTINUING: Final = frozenset({"ollama", "openai", "llama_cpp"})  # kinds of runtimes that can go on with a text
+CONTINUING: Final = frozenset({"ollama", "openai", "llama_cpp", "embedded"})  # runtimes that can go on with a text
 BROKEN: Final = (UpstreamTruncated, UpstreamProtocolError, UpstreamTimeout, RuntimeUnavailable)
 HEADER_PATTERN: Final = ("allow", "off")
 

@@ -157,7 +157,7 @@ _WORDS: Final[Mapping[Why, str]] = {
     Why.NOT_NEEDED: "an earlier candidate can serve it",
     Why.NOT_REGISTERED: "no living agent is registered at its endpoint",
     Why.UNHEALTHY: "the agent there says that it is unhealthy",
-    Why.BROKER_OFF: "it is outside this machine, and the broker is off",
+    Why.BROKER_OFF: "it is outside this machine, and the broker is off, or does not allow it for this request",
 }
 
 

@@ -37,6 +37,7 @@ def wants_of(request: GenerationRequest) -> Wants:
         context_tokens=size_chars // CHARS_PER_TOKEN + (request.parameters.max_tokens or 0),
         tools=bool(request.tools) and request.tool_choice != "none",
         vision=any(message.images for message in messages),
+        logprobs=request.logprobs_wanted,
     )
 
 
@@ -61,13 +62,15 @@ class Offer:
 @attrs.frozen
 class FallbackRules:
     """`order` names providers, best first; those it does not name are not asked. `preferred` are models by provider,
-    best first. With `local_first` providers of this machine come before all others, whatever the order."""
+    best first. With `local_first` providers of this machine come before all others, whatever the order. A model of this
+    machine is asked at most `attempts_max` times until it begins."""
 
     enabled: bool = False
     order: tuple[str, ...] = ()
     default_provider: str | None = None
     local_first: bool = True
     preferred: Mapping[str, tuple[str, ...]] = attrs.field(factory=dict)
+    attempts_max: int = 1
 
     @property
     def providers(self) -> tuple[str, ...]:

@@ -14,9 +14,8 @@ import attrs
 
 from engine.domain.errors import ConfigError
 from engine.domain.models import is_model_name
-from policies.load import shipped
 from policies.schema import Misfit, quoted, rejected, row, strict_converter, structure
-from policies.source import Document, dotted, printable
+from policies.source import Document, dotted, printable, shipped
 
 SERVICES_MAX: Final = 16
 NAME: Final = re.compile(r"[a-z][a-z0-9_]{0,39}")

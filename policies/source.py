@@ -7,6 +7,8 @@ and `12:30` is not 750.
 
 from __future__ import annotations
 
+import functools
+import importlib.resources
 import re
 from collections.abc import Mapping
 from typing import Any, Final
@@ -86,6 +88,13 @@ def parse(text: str, name: str) -> Document:
     if not isinstance(value, dict):
         raise ConfigError(f"{name}:1: the file must be a mapping (`key: value` lines)")
     return Document(name, value, places)
+
+
+@functools.cache
+def shipped(name: str) -> Document:
+    """`policies/<name>.yaml` as it comes with the package."""
+    text = importlib.resources.files("policies").joinpath(f"{name}.yaml").read_text("utf-8")
+    return parse(text, f"policies/{name}.yaml")
 
 
 def parse_value(text: str, name: str) -> Any:

@@ -14,9 +14,8 @@ from typing import Any, Final, Literal
 import attrs
 
 from engine.domain.generation import Message
-from policies.load import shipped
 from policies.schema import Misfit, quoted, rejected, row, section, strict_converter, structure
-from policies.source import Document, dotted
+from policies.source import Document, dotted, shipped
 
 NEAREST_CUTOFF: Final = 0.5  # of difflib's ratio: what is less alike is no suggestion
 DOC_CHARS_MIN: Final = 200  # less of a document tells nothing

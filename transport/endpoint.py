@@ -118,10 +118,11 @@ class _Session:
     _in_this_second: int = 0
 
     def push(self, frame: bytes) -> bool:
-        taken = not self.ending.is_set() and self.stream.push(frame)
-        self.counters.pushes += taken
-        self.counters.pushes_refused += not taken
-        return taken
+        if self.ending.is_set() or not self.stream.push(frame):
+            self.counters.pushes_refused += 1
+            return False
+        self.counters.pushes += 1
+        return True
 
     def close(self, code: int | None, reason: str) -> None:
         """The first one counts. None: there is nobody left to say goodbye to."""

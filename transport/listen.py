@@ -112,11 +112,10 @@ class DeadlineStream(trio.abc.HalfCloseableStream):
     _inner: trio.abc.HalfCloseableStream
     timeout_s: float
     _counters: ListenCounters
+    socket: trio.socket.SocketType | None = attrs.field(init=False)  # underneath; None for an in-memory stream
 
-    @property
-    def socket(self) -> trio.socket.SocketType | None:
-        """The socket underneath; None for an in-memory stream."""
-        return self._inner.socket if isinstance(self._inner, trio.SocketStream) else None
+    def __attrs_post_init__(self) -> None:
+        self.socket = self._inner.socket if isinstance(self._inner, trio.SocketStream) else None
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Raises BrokenResourceError when the peer is gone or did not read in time. Cancelled here: reset."""

@@ -48,9 +48,7 @@ async def connect(
 
     Raises OutboundRefused, NoTls, and OSError when it cannot be opened. Cancelled: nothing stays open."""
     here = stays_here(host)
-    if not here and (permit is None or not permit.covers(host, port, tls=tls)):
-        COUNTERS.refused += 1
-        raise OutboundRefused(f"{host}:{port} is outside this machine, and nobody permitted it")
+    refuse_unless_permitted(host, port, tls=tls, permit=permit)
     stream: trio.abc.Stream = await trio.open_tcp_stream(host, port)
     assert isinstance(stream, trio.SocketStream)
     try:
@@ -67,6 +65,31 @@ async def connect(
         raise
 
 
+def refuse_unless_permitted(host: str, port: int, *, tls: bool, permit: Permit | None) -> None:
+    """Raises OutboundRefused for what leads out of this machine without a permit for it."""
+    if not stays_here(host) and (permit is None or not permit.covers(host, port, tls=tls)):
+        COUNTERS.refused += 1
+        raise OutboundRefused(f"{host}:{port} is outside this machine, and nobody permitted it")
+
+
+def charge(stream: trio.abc.Stream, permit: Permit | None) -> None:
+    """What is written to `stream`, one of `connect`, counts for this permit from now on."""
+    inner = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
+    if isinstance(inner, CountedStream):
+        inner.meter = permit.meter if permit is not None else Meter()
+
+
+def socket_of(stream: trio.abc.Stream) -> trio.socket.SocketType | None:
+    """The socket under a stream of `connect`; null where there is none, or something that nobody read is left in it."""
+    if isinstance(stream, trio.SSLStream):
+        if stream.pending():
+            return None
+        stream = stream.transport_stream
+    if isinstance(stream, CountedStream):
+        stream = stream.stream
+    return stream.socket if isinstance(stream, trio.SocketStream) else None
+
+
 async def connect_unix(path: str) -> trio.abc.Stream:
     """A connection to the socket at `path`. Raises OSError."""
     return await trio.open_unix_socket(path)
@@ -76,23 +99,23 @@ async def connect_unix(path: str) -> trio.abc.Stream:
 class CountedStream(trio.abc.Stream):
     """A connection that leaves this machine: what is written to it is counted, before it is written."""
 
-    _stream: trio.abc.Stream
-    _meter: Meter
+    stream: trio.abc.Stream
+    meter: Meter
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         size_bytes = memoryview(data).nbytes
         COUNTERS.bytes_out += size_bytes
-        self._meter.bytes_out += size_bytes
-        await self._stream.send_all(data)
+        self.meter.bytes_out += size_bytes
+        await self.stream.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
+        await self.stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._stream.receive_some(max_bytes)
+        return await self.stream.receive_some(max_bytes)
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        await self.stream.aclose()
 
 
 async def _encrypted(

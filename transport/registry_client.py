@@ -28,7 +28,7 @@ class RemoteRegistry:
         self._upstream = Upstream("the registry", self.url.rstrip("/"), self.transport)
 
     async def register(self, agent: OwnAgent) -> None:
-        await self._post("/register", msgspec.json.encode(agent.card()))
+        await self._post("/register", msgspec.json.encode(attrs.asdict(agent.card())))  # fields in their order
 
     async def heartbeat(self, agent: OwnAgent) -> None:
         body = {"agent_id": agent.agent_id, "status": agent.status()}

@@ -25,7 +25,7 @@ from engine.domain.errors import (
 )
 from transport.wire.json_schema import Json
 
-Tag = Literal["sessions", "models", "state", "schemas", "page", "ollama", "openai", "anthropic"]
+Tag = Literal["sessions", "models", "state", "schemas", "page", "services", "ollama", "openai", "anthropic"]
 Schema = str | Json  # the name of a published schema, or a schema without `$defs`
 
 TAGS: Final[Mapping[Tag, str]] = {
@@ -34,6 +34,7 @@ TAGS: Final[Mapping[Tag, str]] = {
     "state": "Is it well, and how is it doing. Never touches a model.",
     "schemas": "What is said and taken, for programs.",
     "page": "The dashboard and this documentation, for browsers.",
+    "services": "A local service, the registry of agents, or the router: each on a port of its own.",
     "ollama": "Drop-in for programs written for Ollama.",
     "openai": "Drop-in for programs written for the OpenAI API.",
     "anthropic": "Drop-in for programs written for the Anthropic API.",
@@ -226,7 +227,7 @@ NATIVE: Final[tuple[Call, ...]] = (
     ),
     Call(
         "GET", "/static/{name}", "page", "A file of the pages",
-        _file("The file", "text/html", "text/css", "text/javascript", "image/svg+xml"),
+        _file("The file", "text/html", "text/css", "text/javascript", "text/plain", "image/svg+xml", "font/woff2"),
         parameters=(Parameter("name", "path", "a file's name", "style.css"),), errors=(NotFound,),
     ),
     Call(

@@ -36,6 +36,7 @@ from engine.domain.usage import AGENT, agent_of
 from transport.wire.frames import SCHEMA_VERSION
 from transport.wire.json_schema import Documents
 from web import broker, docs_page, generate, models, page, pull, schema_docs, stats, usage
+from web.assets import Asset
 from web.handles import Engine, left
 from web.lens import anthropic as lens_anthropic
 from web.lens import ollama as lens_ollama
@@ -61,7 +62,7 @@ logger = logging.getLogger("wf.web")
 
 def create_app(
     engine: Engine,
-    assets: Mapping[str, page.Asset],
+    assets: Mapping[str, Asset],
     schemas: Documents,
     *,
     body_bytes_max: int,

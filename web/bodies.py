@@ -355,14 +355,26 @@ class BrokerLimits(msgspec.Struct):
     call_max_s: float
 
 
+class KeptConnections(msgspec.Struct):
+    """To one provider: how many wait for their next call, and since the start how many were opened, used again, and let
+    go of while they waited."""
+
+    idle: int
+    opened: int
+    reused: int
+    let_go: int
+
+
 class BrokerProvider(msgspec.Struct):
-    """A provider outside this machine. `key`: there is one for its host; `reason` says why not."""
+    """A provider outside this machine. `key`: there is one for its host; `reason` says why not. `connections` is null
+    where each call has its own."""
 
     name: str
     host: str
     models: list[str]
     key: bool
     reason: str | None
+    connections: KeptConnections | None
 
 
 class BrokerAnswer(msgspec.Struct):
@@ -394,6 +406,9 @@ class Stats(msgspec.Struct):
 
 
 class Bootstrap(msgspec.Struct):
+    """`services`: the local services that this port answers for under `/services/NAME`, by name; left out without
+    any."""
+
     ws_url: str
     token: str
     version: str
@@ -403,6 +418,7 @@ class Bootstrap(msgspec.Struct):
     level: int
     tick_hz: int
     limits: dict[str, int]
+    services: list[str] | msgspec.UnsetType = msgspec.UNSET
 
 
 class ErrorBody(msgspec.Struct):

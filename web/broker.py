@@ -6,6 +6,7 @@ from __future__ import annotations
 import hmac
 from typing import Any
 
+import attrs
 from quart import Blueprint, request
 
 from engine.domain.errors import InvalidRequest, Unauthorized
@@ -67,6 +68,7 @@ def broker_body(engine: Engine) -> dict[str, Any]:
                 "models": list(satellite.models),
                 "key": satellite.key_problem is None,
                 "reason": satellite.key_problem,
+                "connections": None if satellite.connections is None else attrs.asdict(satellite.connections.figures),
             }
             for satellite in engine.providers.satellites
         ],

@@ -44,7 +44,9 @@ def blueprint(engine: Engine) -> Blueprint:
         generation = generation_request(body, model.info.name)
         if generation.runner_options and model.runtime.kind != "ollama":
             raise InvalidRequest(f"runner_options: they are Ollama's, and {model.name} runs in {model.runtime.name}")
-        asked = SessionRequest(model, generation, _origin())
+        instead = engine.providers.stand_ins(model, wants_of(generation))
+        again = engine.providers.again(model)
+        asked = SessionRequest(model, generation, _origin(), again=again, instead=instead)
         session = engine.sessions.start(asked)
         if stand_in is not None:
             await engine.signals.put(ModelChanged(session.id, stand_in.asked, ModelState.FAILED, reason=stand_in.words))
@@ -116,6 +118,7 @@ async def _asked_model(engine: Engine, body: GenerateBody) -> ModelRef:
         return await engine.providers.resolve(name, wants_of(generation_request(body, name)))
     if body.mode == "single":
         raise InvalidRequest("mode: single takes `model`; give council or turbo for `models`", field="mode")
+    engine.providers.refuse_elsewhere([*body.models, *([] if body.judge is None else [body.judge])])
     method = None if body.method is None else CouncilMethod(body.method)
     return await engine.pulls.council(body.models, body.mode, body.on_excess, method, body.judge)
 

@@ -4,7 +4,7 @@ hypercorn as it comes dies of one request (a WebSocket upgrade with a byte above
 connections open for ever when the app ended badly; quart-trio cancels itself inside the last send, so that the server
 never gets to close. Both are pinned exactly, because what is subclassed here was never promised to stay.
 
-    Acceptor → HttpConnection (hypercorn's TCPServer) → Http1Protocol (its H11Protocol) → Gate → the app
+    Acceptor → HttpConnection (hypercorn's TCPServer) → Http1Protocol (its H11Protocol, in http1.py) → Gate → the app
 
 The limits on bodies are the app's own (MAX_CONTENT_LENGTH, BODY_TIMEOUT). hypercorn's `read_timeout` stays off: it
 takes a client that listens to a stream for an idle one.
@@ -22,62 +22,35 @@ from functools import partial
 from typing import Any, Final, cast
 
 import attrs
-import h11
-import msgspec
 import trio
 from hypercorn.config import Config
 from hypercorn.events import Closed, Event, RawData, Updated
-from hypercorn.protocol.events import Body, Response
-from hypercorn.protocol.events import Event as StreamEvent
-from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.trio.task_group import TaskGroup
 from hypercorn.trio.tcp_server import TCPServer
 from hypercorn.trio.worker_context import WorkerContext
-from hypercorn.typing import ConnectionState, H11SendableEvent
 from hypercorn.utils import parse_socket_addr
 from quart_trio import QuartTrio
 
-from engine.domain.errors import EngineError, InternalError, InvalidRequest, Overloaded
+from engine.domain.errors import EngineError, InternalError, Overloaded
 from policies.access import AccessRules, RequestHead, check
-from transport.listen import Acceptor, DeadlineStream, ListenCounters, ListenLimits, describe
+from transport.listen import Acceptor, DeadlineStream, describe
 from transport.wire.frames import SCHEMA_VERSION
+from web.handles import PUSH
+from web.http1 import Http1Protocol, HttpCounters, HttpLimits, error_response
+
+__all__ = ["HttpCounters", "HttpLimits", "HttpServer"]
 
 KEEP_ALIVE_MORE_S: Final = 2.0  # common clients drop an idle connection after 5 s: not both at the same moment
 REQUEST_ID: Final = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 ALWAYS_ANSWERED: Final = ("GET", "/health")  # also when every connection is taken
 RETRY_AFTER_S: Final = 1
-HEADER_LINE_BYTES: Final = 4  # ": " and CRLF, which h11 does not count
 SENDS_PER_TURN: Final = 2  # of an answer before other tasks run, where no send waits; more saves little and delays them
 
-Headers = list[tuple[bytes, bytes]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 AsgiApp = Callable[[dict[str, Any], Receive, Send], Awaitable[None]]
 
 logger = logging.getLogger("wf.http")
-
-
-@attrs.frozen
-class HttpLimits:
-    """`head_s`: a request head must be complete within this; also how long an idle connection is kept. `linger_s`: how
-    long a closed connection is still read from, so that the last answer arrives."""
-
-    listen: ListenLimits = attrs.field(factory=ListenLimits)
-    head_s: float = 5.0
-    head_bytes_max: int = 16 * 1024
-    headers_max: int = 100
-    linger_s: float = 1.0
-
-
-@attrs.define(eq=False)
-class HttpCounters:
-    """`refused` counts the refusals made here by error code; `malformed` those made below, by HTTP status."""
-
-    listen: ListenCounters = attrs.field(factory=ListenCounters)
-    requests: int = 0
-    crashed: int = 0  # requests whose handler failed
-    refused: dict[str, int] = attrs.field(factory=dict)
-    malformed: dict[int, int] = attrs.field(factory=dict)
 
 
 @attrs.define(eq=False)
@@ -149,12 +122,15 @@ class HttpConnection(TCPServer):
         self._idle_wait = trio.CancelScope()
         self._answered = False  # it was idle before: what comes next is not its first request
         self._idle_until = math.inf  # on the clock of trio; infinity while a request is under way
+        self._torn = b""  # the rest of what was pushed; nothing may go out before it
+        self._gate = gate
 
     async def run(self) -> None:
         with self._tasks:
             async with TaskGroup() as group:
                 self._task_group = group
-                self.protocol = cast("Any", Http1Protocol(self, *_addresses(self._deadline_stream)))
+                protocol = Http1Protocol(self, *_addresses(self._deadline_stream))
+                self.protocol, self._gate.protocol = cast("Any", protocol), protocol
                 self._set_idle(True)
                 group.spawn(self._close_when_idle)
                 await self._read_data()
@@ -195,14 +171,28 @@ class HttpConnection(TCPServer):
         the stream's write deadline lets it. Cancelled here: not before `data` is out or the connection is over.
         """
         try:
-            sent = 0 if self.send_lock.locked() else self._deadline_stream.send_nowait(data)
-            if sent < len(data):
+            sent = 0 if self._torn or self.send_lock.locked() else self._deadline_stream.send_nowait(data)
+            if sent < len(data) or self._torn:
                 await self._write_waiting(memoryview(data)[sent:])
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             # An app that takes nothing off its queue cannot be told that its client is gone.
             with trio.move_on_after(self.limits.listen.write_timeout_s, shield=True):
                 await self.protocol.handle(Closed())
             await self._close()  # the reader need not notice: it may be waiting for this answer's end
+
+    def push(self, data: bytes) -> bool:
+        """Write what the kernel takes of `data` now; the rest is written before anything else, by a task of its own.
+        False where nothing can go out now: something waits to be written already, or the connection is over."""
+        if self._torn or self.send_lock.locked():
+            return False
+        try:
+            sent = self._deadline_stream.send_nowait(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False  # `write` finds the same, and ends the connection
+        if 0 < sent < len(data):
+            self._torn = data[sent:]
+            self._task_group.spawn(self.write, b"")
+        return sent > 0
 
     async def _write_waiting(self, data: memoryview) -> None:
         with trio.CancelScope(shield=True):
@@ -211,6 +201,9 @@ class HttpConnection(TCPServer):
             else:
                 self.send_lock.acquire_nowait()  # not a checkpoint: what comes before `data` may just have gone out
             try:
+                if self._torn:
+                    torn, self._torn = self._torn, b""
+                    await self._deadline_stream.send_all(torn)
                 await self._deadline_stream.send_all(data)
             finally:
                 self.send_lock.release()
@@ -223,112 +216,6 @@ class HttpConnection(TCPServer):
         await self._close()
 
 
-class Http1Protocol(H11Protocol):
-    """HTTP/1.1 and 1.0 only. No WebSocket, no h2c, no HTTP/2; nothing that two parsers could read in two ways."""
-
-    def __init__(
-        self,
-        connection: HttpConnection,
-        client: tuple[str, int] | None,
-        server: tuple[str, int] | None,
-    ) -> None:
-        super().__init__(
-            connection.app,
-            connection.config,
-            connection.context,
-            connection._task_group,
-            ConnectionState({}),
-            False,
-            client,
-            server,
-            connection.protocol_send,
-        )
-        self.limits = connection.limits
-        self.counters = connection.counters
-        self._write = connection.write
-        self._in_chunks = False  # this response: known once h11 has framed the first piece of its body
-        self._held = b""  # the head of a whole answer, until its body is there
-
-    async def stream_send(self, event: StreamEvent) -> None:
-        """Pieces of a body take the short way; all else goes hypercorn's."""
-        if isinstance(event, Body):  # never an empty one: as a chunk it would end the body
-            await self._send_piece(event.data)
-            return
-        if isinstance(event, Response):
-            self._in_chunks = False
-        await super().stream_send(event)
-
-    async def _send_piece(self, data: bytes) -> None:
-        """The first is framed by h11, which decides on the framing. When that made a chunk of it, the next ones are
-        chunks too: h11 keeps no account of those, so it need not see them."""
-        framed = b"%x\r\n%b\r\n" % (len(data), data)
-        if not self._in_chunks or self.connection.our_state is not h11.SEND_BODY:
-            try:
-                by_h11 = self.connection.send(h11.Data(data=data))
-            except h11.LocalProtocolError:
-                if self.connection.their_state is not h11.ERROR:
-                    raise
-                return
-            self._in_chunks = by_h11 == framed
-            framed = by_h11
-        await self._write_after_head(framed)
-
-    async def _send_h11_event(self, event: H11SendableEvent) -> None:
-        """A head that says how long its body is waits for that body: both are there, and two writes wake the client
-        twice. That of a stream goes out at once."""
-        try:
-            data = self.connection.send(event)
-        except h11.LocalProtocolError:
-            if self.connection.their_state is not h11.ERROR:
-                raise
-            return
-        if isinstance(event, h11.Response) and any(name == b"content-length" for name, _ in event.headers):
-            self._held = data
-        elif data or isinstance(event, h11.EndOfMessage):
-            await self._write_after_head(data)
-
-    async def _write_after_head(self, data: bytes) -> None:
-        data, self._held = self._held + data, b""
-        if data:  # the end of a body whose length was told is no bytes
-            await self._write(data)
-
-    async def _check_protocol(self, event: h11.Request) -> None:
-        """hypercorn switches to h2c or HTTP/2 here. We never do."""
-
-    async def _create_stream(self, request: h11.Request) -> None:
-        status = refuse_head(request, self.limits)
-        if status is None:
-            await super()._create_stream(request)
-            return
-        await self._send_error_response(status)
-        await self.send(Closed())
-
-    async def _send_error_response(self, status_code: int) -> None:
-        """Without a body in hypercorn; in our shape here, as every other error."""
-        self.counters.malformed[status_code] = self.counters.malformed.get(status_code, 0) + 1
-        error = InvalidRequest("the HTTP request is malformed, or too large, or not HTTP/1.1")
-        headers, body = error_response(error, secrets.token_hex(8))
-        headers += [(b"connection", b"close"), *self.config.response_headers("h11")]
-        await self._send_h11_event(h11.Response(status_code=status_code, headers=headers))
-        await self._send_h11_event(h11.Data(data=body))
-        await self._send_h11_event(h11.EndOfMessage())
-
-
-def refuse_head(request: h11.Request, limits: HttpLimits) -> int | None:
-    """The status for a head that is legal to h11 and still not welcome; None for a good one."""
-    headers = list(request.headers)
-    size = len(request.target) + sum(len(name) + len(value) + HEADER_LINE_BYTES for name, value in headers)
-    if size > limits.head_bytes_max or len(headers) > limits.headers_max:
-        return 431
-    names = {name for name, _ in headers}
-    if request.http_version not in (b"1.1", b"1.0"):
-        return 505
-    ambiguous = b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0")
-    if ambiguous or b"upgrade" in names or not request.target.startswith(b"/"):
-        return 400
-    return None
-
-
 @attrs.define(eq=False)
 class Gate:
     """An ASGI layer around the app: who may call, what is said when there is no room, one id for every request, and an
@@ -339,6 +226,7 @@ class Gate:
     counters: HttpCounters
     write_timeout_s: float
     overflow: bool = False
+    protocol: Http1Protocol | None = None  # of the connection
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         self.counters.requests += 1
@@ -354,12 +242,16 @@ class Gate:
             await answer.refuse(error, receive)
             return
         failed = False
+        if self.protocol is not None:
+            scope[PUSH] = partial(self.protocol.push_piece, self.protocol.stream)
         try:
             await self.app(scope, receive, answer.send)  # type: ignore[arg-type]
         except* Exception as group:
             self.counters.crashed += 1
             logger.error("request %s failed: %s", answer.request_id, describe(group))
             failed = True
+        finally:
+            scope.pop(PUSH, None)  # it holds what holds the scope
         if failed and not answer.started:  # once started, the missing end of the body tells the client
             answer.last = True
             await answer.refuse(InternalError("the engine failed on this request; its log has the request id"), receive)
@@ -417,25 +309,6 @@ class _Answer:
             await self.send({"type": "http.response.start", "status": error.status, "headers": headers})
             await self.send({"type": "http.response.body", "body": body})
             nursery.cancel_scope.cancel()
-
-
-def error_response(error: EngineError, request_id: str) -> tuple[Headers, bytes]:
-    """Headers and body of the native error shape."""
-    error.details.setdefault("request_id", request_id)
-    body = msgspec.json.encode(error.body())
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", str(len(body)).encode("ascii")),
-        (b"cache-control", b"no-store"),
-        (b"x-content-type-options", b"nosniff"),
-        (b"x-schema-version", SCHEMA_VERSION.encode("ascii")),
-        (b"x-request-id", request_id.encode("ascii")),
-    ]
-    if error.status == 401:
-        headers.append((b"www-authenticate", b'Basic realm="WF Engine: the password is an API key"'))
-    if "retry_after_s" in error.details:
-        headers.append((b"retry-after", str(error.details["retry_after_s"]).encode("ascii")))
-    return headers, body
 
 
 def _config(limits: HttpLimits) -> Config:

@@ -23,7 +23,9 @@ from engine.domain.telemetry import Telemetry
 from engine.domain.usage import PriceTable
 from policies.tiers import TierLimits
 from web.lens.calls import CallsInFlight
+from web.lens.lists import Residences, WrittenLists
 
+PUSH: Final = "wf.push"  # in an ASGI scope: writes a piece of the body now, or says that it has to be sent
 _LEAVE: Final = "wf.leave"
 
 
@@ -71,6 +73,8 @@ class LensRules:
     resume: ResumeRules
     without_path: set[tuple[str, str]] = attrs.field(factory=set)  # runtimes, and paths that they do not have
     calls: CallsInFlight = attrs.field(factory=CallsInFlight)
+    residences: Residences = attrs.field(factory=Residences)
+    written: WrittenLists = attrs.field(factory=WrittenLists)
 
 
 @attrs.frozen

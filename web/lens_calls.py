@@ -15,6 +15,7 @@ from engine.domain.errors import (
     SessionConflict,
 )
 from policies.leaving import LEAVE_PATTERN
+from policies.resume import HEADER_PATTERN as RESUME_WORDS
 from transport.wire.dialects import ollama, openai
 from transport.wire.json_schema import Json, asked
 from web.api_calls import JSON, NDJSON, RUNTIME_ERRORS, SSE, TEXT, Answer, Body, Call, Parameter
@@ -41,6 +42,7 @@ class LensCall:
     parameters: tuple[Parameter, ...] = ()
     answers_text: bool = False
     doc: str = ""
+    listed: bool = False  # the runtimes were asked, lately
 
 
 # How the dialects say an error. What is refused before a route is chosen is said in our own way.
@@ -116,8 +118,8 @@ _ERROR_TOO: Final = "A stream ends in its last record, or in an error."
 
 LENS: Final[tuple[LensCall, ...]] = (
     LensCall("GET", "/api/version", "ollama", "The version of Ollama that is spoken here"),
-    LensCall("GET", "/api/tags", "ollama", "List models"),
-    LensCall("GET", "/api/ps", "ollama", "List models in memory"),
+    LensCall("GET", "/api/tags", "ollama", "List models", listed=True),
+    LensCall("GET", "/api/ps", "ollama", "List models in memory", listed=True),
     LensCall("POST", "/api/show", "ollama", "Describe a model", _takes({"model": "llama3.2:1b"})),
     LensCall(
         "POST", "/api/generate", "ollama", "Answer a prompt", _PROMPT, _STREAMED, answers_text=True,
@@ -137,7 +139,7 @@ LENS: Final[tuple[LensCall, ...]] = (
     LensCall("POST", "/api/push", "ollama", "Upload a model", OPEN, (), doc=_REFUSED),
     LensCall("POST", "/api/blobs/{digest}", "ollama", "Upload a file", None, (), parameters=(_DIGEST,), doc=_REFUSED),
     LensCall("HEAD", "/api/blobs/{digest}", "ollama", "Is a file there", None, (), parameters=(_DIGEST,), doc=_REFUSED),
-    LensCall("GET", "/v1/models", "openai", "List models"),
+    LensCall("GET", "/v1/models", "openai", "List models", listed=True),
     LensCall(
         "GET", "/v1/models/{name}", "openai", "Describe a model",
         parameters=(Parameter("name", "path", "the model's name, which may hold `/`", "llama3.2:1b"),),
@@ -162,6 +164,10 @@ _HOW: Final = (
         "x-wf-on-disconnect", "header", "`cancel`, `continue` or `continue_for=30s`, else as configured", "cancel",
         {"type": "string", "pattern": f"^(?:{LEAVE_PATTERN})$"},
     ),
+    Parameter(
+        "x-wf-resume", "header", "may an answer that breaks off be gone on with: `allow` (not when passive) or `off`, "
+        "else as configured", "allow", {"type": "string", "enum": list(RESUME_WORDS)},
+    ),
 )  # fmt: skip
 _FORWARDED: Final = (*ollama.NATIVE_PATHS, *openai.NATIVE_PATHS)  # where a runtime's own refusal is passed on
 _DECISIONS: Final = {
@@ -173,13 +179,15 @@ _DECISIONS: Final = {
     "x-wf-queue-ms": "how long it waited for room and for its model",
     "x-wf-overhead-ms": "what the engine itself took up to the head of the answer",
 }
+_AGE: Final = {"x-wf-age-ms": "since the runtimes were asked; what the engine itself has moved since is in it"}
 
 
 def lens_call(row: LensCall) -> Call:
     """The row as a call: any error of ours in the words of its dialect."""
     end = DONE if row.path in openai.NATIVE_PATHS else None
     bodies = tuple(Body(kind, row.each if kind in (NDJSON, SSE) else row.gives, end) for kind in row.content_types)
-    answer = Answer(200, f"As {row.dialect} has it", bodies, _DECISIONS if row.answers_text else {}, always=False)
+    headers = _DECISIONS if row.answers_text else _AGE if row.listed else {}
+    answer = Answer(200, f"As {row.dialect} has it", bodies, headers, always=row.listed)
     errors: tuple[type[EngineError], ...] = ()
     if row.takes is not None or row.parameters:
         errors = (NotFound, ModelNotFound, SessionConflict, *RUNTIME_ERRORS)

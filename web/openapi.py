@@ -56,9 +56,11 @@ def all_calls() -> tuple[Call, ...]:
     return NATIVE + tuple(lens_call(row) for row in LENS)
 
 
-def openapi_document(documents: Documents, calls: Iterable[Call] | None = None) -> Json:
-    """The OpenAPI document of `calls` (all there are). `documents` are the published schemas; those that the calls
-    name are copied into it with everything they refer to. Raises KeyError for one that is not there."""
+def openapi_document(
+    documents: Documents, calls: Iterable[Call] | None = None, title: str = "WF Engine", about: str = _ABOUT
+) -> Json:
+    """The OpenAPI document of `calls` (all of the engine's own port). `documents` are the published schemas; those that
+    the calls name are copied into it with everything they refer to. Raises KeyError for one that is not there."""
     parts, paths = _Components(documents), dict[str, Json]()
     described = all_calls() if calls is None else tuple(calls)
     for call in described:
@@ -68,9 +70,9 @@ def openapi_document(documents: Documents, calls: Iterable[Call] | None = None) 
     return {
         "openapi": OPENAPI_VERSION,
         "info": {
-            "title": "WF Engine",
+            "title": title,
             "version": SCHEMA_VERSION,
-            "description": _ABOUT,
+            "description": about,
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/", "description": "this engine"}],

@@ -17,6 +17,16 @@ from actors.registry import EXPIRY_S, HEARTBEAT_S, RegistryHandle
 from engine.domain.agents import AgentCard, AgentEntry, AgentStatus
 from engine.domain.errors import NotFound, PayloadTooLarge
 from web.schemas import decode
+from web.service_bodies import (
+    AgentBody,
+    Agents,
+    Deregistered,
+    HeartbeatAnswer,
+    Registered,
+    RegistryFigures,
+    RegistryHealth,
+    told,
+)
 
 NAME: Final = "registry"
 CAPABILITIES_MAX: Final = 64
@@ -68,50 +78,48 @@ def blueprint(handle: RegistryHandle, port: int, uptime_s: Callable[[], float]) 
     routes = Blueprint("registry", __name__)
 
     @routes.post("/register")
-    async def register() -> dict[str, Any]:
+    async def register() -> Response:
         data = await request.get_data(as_text=False)
         if len(data) > CARD_BYTES_MAX:
             raise PayloadTooLarge(f"a definition is larger than {CARD_BYTES_MAX} bytes", limit_bytes=CARD_BYTES_MAX)
         body = decode(data, RegisterBody)
         fields = msgspec.structs.asdict(body) | {"capabilities": tuple(dict.fromkeys(body.capabilities))}
         entry = await handle.register(AgentCard(**fields))
-        return {
-            "success": True,
-            "agent_id": entry.card.agent_id,
-            "registered_at": _moment(entry.registered_s),
-        } | _terms()
+        moment = _moment(entry.registered_s)
+        return told(Registered(True, entry.card.agent_id, moment, HEARTBEAT_S, EXPIRY_S))
 
     @routes.post("/discover")
     async def discover() -> Response:
         body = decode(await request.get_data(as_text=False) or b"{}", DiscoverBody)
-        found = [agent_body(entry) for entry in await handle.discover(body.capabilities)]
-        return Response(msgspec.json.encode({"agents": found}), content_type="application/json")
+        return told(Agents([agent_body(entry) for entry in await handle.discover(body.capabilities)]))
 
     @routes.post("/heartbeat")
-    async def heartbeat() -> dict[str, Any]:
+    async def heartbeat() -> Response:
         body = decode(await request.get_data(as_text=False), HeartbeatBody)
         entry = await handle.heartbeat(body.agent_id, body.status)
-        return {"success": True, "agent_id": entry.card.agent_id, "status": entry.status} | _terms()
+        return told(HeartbeatAnswer(True, entry.card.agent_id, entry.status, HEARTBEAT_S, EXPIRY_S))
 
     @routes.post("/deregister")
-    async def deregister() -> dict[str, Any]:
+    async def deregister() -> Response:
         body = decode(await request.get_data(as_text=False), DeregisterBody)
         entry = await handle.deregister(body.agent_id)
-        return {"success": True, "agent_id": entry.card.agent_id}
+        return told(Deregistered(True, entry.card.agent_id))
 
     @routes.get("/health")
-    async def health() -> dict[str, Any]:
+    async def health() -> Response:
         registry = handle.registry
-        return {
-            "status": "healthy" if registry.problem is None else "degraded",
-            "service": NAME,
-            "port": port,
-            "agents": len(registry.agents),
-            "persistent": registry.store.persistent,
-            "problem": registry.problem,
-            "counters": attrs.asdict(registry.counters),
-            "uptime_seconds": int(uptime_s()),
-        }
+        return told(
+            RegistryHealth(
+                status="healthy" if registry.problem is None else "degraded",
+                service=NAME,
+                port=port,
+                agents=len(registry.agents),
+                persistent=registry.store.persistent,
+                problem=registry.problem,
+                counters=RegistryFigures(**attrs.asdict(registry.counters)),
+                uptime_seconds=int(uptime_s()),
+            )
+        )
 
     @routes.app_errorhandler(404)
     async def nothing_here(_: Exception) -> tuple[dict[str, Any], int]:
@@ -121,18 +129,23 @@ def blueprint(handle: RegistryHandle, port: int, uptime_s: Callable[[], float]) 
     return routes
 
 
-def agent_body(entry: AgentEntry) -> dict[str, Any]:
+def agent_body(entry: AgentEntry) -> AgentBody:
     """The definition as it was registered, and how the agent is."""
-    return attrs.asdict(entry.card) | {
-        "status": entry.status,
-        "registered_at": _moment(entry.registered_s),
-        "last_seen_at": _moment(entry.seen_s),
-    }
-
-
-def _terms() -> dict[str, float]:
-    """How often a heartbeat is due, and after how long without any an agent is gone."""
-    return {"heartbeat_s": HEARTBEAT_S, "expires_s": EXPIRY_S}
+    card = entry.card
+    return AgentBody(
+        agent_id=card.agent_id,
+        name=card.name,
+        tier=card.tier,
+        role=card.role,
+        capabilities=list(card.capabilities),
+        endpoint=card.endpoint,
+        transport=card.transport,
+        cost_per_1k_tokens=card.cost_per_1k_tokens,
+        metadata=card.metadata,
+        status=entry.status,
+        registered_at=_moment(entry.registered_s),
+        last_seen_at=_moment(entry.seen_s),
+    )
 
 
 def _moment(wall_s: float) -> str:

@@ -25,6 +25,7 @@ from policies.routing import (
     LoggedRoute,
     RouteFacts,
     RouteRequest,
+    WhatIf,
     capability_map,
     decide,
     map_hash,
@@ -33,6 +34,19 @@ from policies.routing import (
 from policies.schema import Misfit
 from policies.source import dotted
 from web.schemas import decode
+from web.service_bodies import (
+    CandidateSaid,
+    ChangedBody,
+    Decisions,
+    JudgedBody,
+    LoggedBody,
+    MapBody,
+    Route,
+    RouteAsked,
+    RouterHealth,
+    WhatIfAnswer,
+    told,
+)
 
 NAME: Final = "router"
 REPLAYED_MAX: Final = 10_000
@@ -93,7 +107,7 @@ class Router:
             raise FallbackFailed(
                 f"no candidate can serve {asked.capability} now",
                 capability=asked.capability,
-                candidates=[judged_body(one) for one in decision.judged],
+                candidates=[msgspec.to_builtins(judged_body(one)) for one in decision.judged],
             )
         return decision
 
@@ -103,12 +117,13 @@ def blueprint(router: Router, port: int, uptime_s: Callable[[], float]) -> Bluep
     table_hash = map_hash(router.table)
 
     @routes.post("/route")
-    async def route() -> tuple[dict[str, Any], dict[str, str]]:
+    async def route() -> Response:
         body = decode(await request.get_data(as_text=False), RouteBody)
         decision = await router.route(RouteRequest(body.capability, body.prefer_local))
         chosen = decision.chosen
         assert chosen is not None
-        return route_body(decision, chosen, table_hash), {ROUTE_HEADER: f"{chosen.source}/{chosen.candidate.provider}"}
+        headers = {ROUTE_HEADER: f"{chosen.source}/{chosen.candidate.provider}"}
+        return told(route_body(decision, chosen, table_hash), headers=headers)
 
     @routes.post("/what-if")
     async def what_if() -> Response:
@@ -120,34 +135,32 @@ def blueprint(router: Router, port: int, uptime_s: Callable[[], float]) -> Bluep
             raise InvalidRequest(f"{path}: {misfit.expectation}", field=path) from None
         logged = await router.ledger.routes(body.limit)
         found = await trio.to_thread.run_sync(replay, logged, table)  # thousands of decisions take a while
-        answer = msgspec.json.encode({"map_hash": map_hash(table), "before_hash": table_hash} | attrs.asdict(found))
-        return Response(answer, content_type="application/json")
+        return told(what_if_body(found, map_hash(table), table_hash))
 
     @routes.get("/decisions")
     async def decisions() -> Response:
         logged = await router.ledger.routes(_limit())
-        answer = msgspec.json.encode({"decisions": [logged_body(one) for one in reversed(logged)]})
-        return Response(answer, content_type="application/json")
+        return told(Decisions([logged_body(one) for one in reversed(logged)]))
 
     @routes.get("/map")
-    async def capabilities() -> dict[str, Any]:
-        return {
-            "map_hash": table_hash,
-            "capabilities": {name: [attrs.asdict(one) for one in found] for name, found in router.table.items()},
-        }
+    async def capabilities() -> Response:
+        found = {name: [_candidate(one) for one in entries] for name, entries in router.table.items()}
+        return told(MapBody(table_hash, found))
 
     @routes.get("/health")
-    async def health() -> dict[str, Any]:
-        return {
-            "status": "healthy",
-            "service": NAME,
-            "port": port,
-            "map_hash": table_hash,
-            "capabilities": sorted(router.table),
-            "registry": router.registry is not None,
-            "broker_on": router.broker_on(),
-            "uptime_seconds": int(uptime_s()),
-        }
+    async def health() -> Response:
+        return told(
+            RouterHealth(
+                status="healthy",
+                service=NAME,
+                port=port,
+                map_hash=table_hash,
+                capabilities=sorted(router.table),
+                registry=router.registry is not None,
+                broker_on=router.broker_on(),
+                uptime_seconds=int(uptime_s()),
+            )
+        )
 
     @routes.app_errorhandler(404)
     async def nothing_here(_: Exception) -> tuple[dict[str, Any], int]:
@@ -157,38 +170,69 @@ def blueprint(router: Router, port: int, uptime_s: Callable[[], float]) -> Bluep
     return routes
 
 
-def route_body(decision: Decision, chosen: Judged, table_hash: str) -> dict[str, Any]:
+def route_body(decision: Decision, chosen: Judged, table_hash: str) -> Route:
     candidate = chosen.candidate
-    return {
-        "capability": decision.request.capability,
-        "prefer_local": decision.request.prefer_local,
-        "provider": candidate.provider,
-        "model": candidate.model,
-        "endpoint": candidate.endpoint,
-        "agent_id": chosen.agent_id,
-        "agent_model": chosen.agent_model,
-        "cost_per_1k_tokens": 0.0 if candidate.local else None,
-        "reason": chosen.reason,
-        "fallback_reason": None if decision.fallback is None else decision.judged[0].reason,
-        "map_hash": table_hash,
-        "candidates": [judged_body(one) for one in decision.judged],
-    }
+    return Route(
+        provider=candidate.provider,
+        model=candidate.model,
+        endpoint=candidate.endpoint,
+        capability=decision.request.capability,
+        prefer_local=decision.request.prefer_local,
+        agent_id=chosen.agent_id,
+        agent_model=chosen.agent_model,
+        cost_per_1k_tokens=0.0 if candidate.local else None,
+        reason=chosen.reason,
+        fallback_reason=None if decision.fallback is None else decision.judged[0].reason,
+        map_hash=table_hash,
+        candidates=[judged_body(one) for one in decision.judged],
+    )
 
 
-def judged_body(one: Judged) -> dict[str, Any]:
+def judged_body(one: Judged) -> JudgedBody:
     """A candidate, and why it was chosen or passed over."""
-    told = {"source": one.source, "agent_id": one.agent_id, "agent_model": one.agent_model}
-    return attrs.asdict(one.candidate) | told | {"verdict": one.why.value, "reason": one.reason}
+    candidate = one.candidate
+    return JudgedBody(
+        provider=candidate.provider,
+        model=candidate.model,
+        endpoint=candidate.endpoint,
+        source=one.source,
+        agent_id=one.agent_id,
+        agent_model=one.agent_model,
+        verdict=one.why,
+        reason=one.reason,
+    )
 
 
-def logged_body(one: LoggedRoute) -> dict[str, Any]:
-    chosen: Candidate | None = one.chosen
-    return {
-        "at_s": one.at_s,
-        **attrs.asdict(one.request),
-        "chosen": None if chosen is None else attrs.asdict(chosen),
-        "fallback": one.fallback,
-    }
+def logged_body(one: LoggedRoute) -> LoggedBody:
+    asked, chosen = one.request, None if one.chosen is None else _candidate(one.chosen)
+    return LoggedBody(one.at_s, asked.capability, asked.prefer_local, chosen, one.fallback)
+
+
+def what_if_body(found: WhatIf, new_hash: str, before_hash: str) -> WhatIfAnswer:
+    return WhatIfAnswer(
+        map_hash=new_hash,
+        before_hash=before_hash,
+        replayed=found.replayed,
+        unchanged=found.unchanged,
+        changed=found.changed,
+        lost=found.lost,
+        gained=found.gained,
+        by_capability=dict(found.by_capability),
+        shown=[
+            ChangedBody(
+                at_s=one.at_s,
+                request=RouteAsked(one.request.capability, one.request.prefer_local),
+                before=None if one.before is None else _candidate(one.before),
+                after=None if one.after is None else _candidate(one.after),
+                why=[judged_body(judged) for judged in one.why],
+            )
+            for one in found.shown
+        ],
+    )
+
+
+def _candidate(one: Candidate) -> CandidateSaid:
+    return CandidateSaid(one.provider, one.model, one.endpoint)
 
 
 def _limit() -> int:

@@ -1,11 +1,11 @@
-"""`/schemas`: the published JSON Schemas, as the engine was given them."""
+"""`/schemas`: the published JSON Schemas, as the engine was given them; `/openapi.json` of a port that has no page."""
 
 from __future__ import annotations
 
 import msgspec
 from quart import Blueprint, Response
 
-from transport.wire.json_schema import Documents, find, listing
+from transport.wire.json_schema import Documents, Json, find, listing
 
 
 def blueprint(documents: Documents) -> Blueprint:
@@ -22,5 +22,16 @@ def blueprint(documents: Documents) -> Blueprint:
     async def schema(name: str) -> Response:
         # Encoded here and not by jsonify, which would sort the fields.
         return Response(msgspec.json.encode(find(documents, name)), content_type="application/schema+json")
+
+    return routes
+
+
+def openapi(document: Json) -> Blueprint:
+    """`/openapi.json` alone, encoded once."""
+    routes, encoded = Blueprint("openapi", __name__), msgspec.json.encode(document)
+
+    @routes.get("/openapi.json")
+    async def described() -> Response:
+        return Response(encoded, content_type="application/json")
 
     return routes

@@ -27,14 +27,15 @@ def loopback_port(endpoint: str) -> int | None:
 
 @attrs.frozen
 class AgentCard:
-    """An agent's definition as it registers. `metadata` are plain JSON values of its own."""
+    """An agent's definition as it registers, its fields in the order in which it is told. `metadata` are plain JSON
+    values of its own."""
 
     agent_id: str
     name: str
+    tier: int = attrs.field(default=2, kw_only=True)
+    role: str = attrs.field(default="execution", kw_only=True)
     capabilities: tuple[str, ...]
     endpoint: str
-    tier: int = 2
-    role: str = "execution"
     transport: Literal["rest"] = "rest"
     cost_per_1k_tokens: float = 0.0
     metadata: dict[str, Any] = attrs.field(factory=dict)

@@ -17,7 +17,7 @@ from typing import Final
 import attrs
 
 from engine.domain.cadence import Pace, PairCadence
-from engine.domain.disagreement import Distribution, compare, distribution, timing_disagreement
+from engine.domain.disagreement import compare, tabulate, timing_disagreement
 from engine.domain.energy import EnergySample
 from engine.domain.ensemble_params import DiMethod, EnsembleParams
 from engine.domain.generation import Token
@@ -159,18 +159,17 @@ class WindowAligner:
         for first, second in itertools.combinations(positions, 2):
             self._pairs[first, second].take(self.members[first].pace, self.members[second].pace)
         sync_ms = _span_ms(token.t_us for token in tokens.values() if not token.throttled)
-        listed: dict[str, Distribution] = {}
-        for stream_id, token in tokens.items():
-            if token.top and (said := distribution(token.top, self.params.top_k)) is not None:
-                listed[stream_id] = said
+        listed = [stream_id for stream_id, token in tokens.items() if token.top]
         agreement: tuple[tuple[str, str, float], ...] = ()
         if len(listed) >= 2:
-            compared = compare(tuple(listed.values()))
-            pairs = itertools.combinations(listed, 2)
-            agreement = tuple([(a, b, value) for (a, b), value in zip(pairs, compared.agreement, strict=True)])
-            if len(listed) == len(tokens):
-                unsure = compared.mixture_uncertainty
-                return AlignedWindow(positions, sync_ms, compared.di, DiMethod.JSD_TOPK, unsure, agreement)
+            table = tabulate([tokens[stream_id].top for stream_id in listed], self.params.top_k)
+            if len(table.lists) >= 2:
+                compared = compare(table)
+                pairs = itertools.combinations([listed[place] for place in table.lists], 2)
+                agreement = tuple([(a, b, value) for (a, b), value in zip(pairs, compared.agreement, strict=True)])
+                if len(table.lists) == len(tokens):
+                    unsure = compared.mixture_uncertainty
+                    return AlignedWindow(positions, sync_ms, compared.di, DiMethod.JSD_TOPK, unsure, agreement)
         di = self._timing(positions)
         method, reason = (DiMethod.NONE, NO_LOGPROBS) if di is None else (DiMethod.TIMING, None)
         return AlignedWindow(positions, sync_ms, di, method, agreement=agreement, reason=reason)

@@ -23,42 +23,29 @@ class TokenLedger:
     def take(self, chunk: Chunk, throttled: bool) -> tuple[Token, ...]:
         """The chunk's tokens. `throttled`: our own queue had held the reader up before it."""
         texts = _texts(chunk)
-        tokens = []
-        for index, text in enumerate(texts):
-            entry = chunk.logprobs[index] if chunk.logprobs else None
-            tokens.append(
-                Token(
-                    text=text,
-                    kind=chunk.kind,
-                    position=self.position,
-                    offset=self._advance(chunk.kind, text),
-                    t_us=chunk.t_us,
-                    delta_us=self._delta_us(chunk.t_us) if index == 0 else 0,
-                    logprob=None if entry is None else entry.logprob,
-                    top=() if entry is None else entry.top,
-                    coalesced=len(texts) > 1,
-                    throttled=throttled,
-                )
-            )
-            self.position += 1
-            self.last_us = chunk.t_us
+        if not texts:
+            return ()
+        kind, t_us, last_us, coalesced = chunk.kind, chunk.t_us, self.last_us, len(texts) > 1
+        delta_us = None if last_us is None else max(0, t_us - last_us)
+        position, offset, tokens = self.position, self._offsets.get(kind, 0), []
+        for text, entry in zip(texts, chunk.logprobs or (None,), strict=True):
+            logprob, top = (None, ()) if entry is None else (entry.logprob, entry.top)
+            tokens.append(Token(text, kind, position, offset, t_us, delta_us, logprob, top, coalesced, throttled))
+            position += 1
+            offset += len(text.encode())
+            delta_us = 0
+        self.position, self._offsets[kind], self.last_us = position, offset, t_us
         return tuple(tokens)
-
-    def _delta_us(self, t_us: int) -> int | None:
-        return None if self.last_us is None else max(0, t_us - self.last_us)
-
-    def _advance(self, kind: TokenKind, text: str) -> int:
-        offset = self._offsets.get(kind, 0)
-        self._offsets[kind] = offset + len(text.encode())
-        return offset
 
 
 def _texts(chunk: Chunk) -> list[str]:
     """One text per token. When the reported token texts do not add up to the chunk's text, the first carries all of
     it."""
-    reported = [entry.token for entry in chunk.logprobs]
-    if not reported:
+    count = len(chunk.logprobs)
+    if count == 0:
         return [chunk.text] if chunk.text else []
-    if len(reported) > 1 and "".join(reported) == chunk.text:
-        return reported
-    return [chunk.text] + [""] * (len(reported) - 1)
+    if count > 1:
+        reported = [entry.token for entry in chunk.logprobs]
+        if "".join(reported) == chunk.text:
+            return reported
+    return [chunk.text] + [""] * (count - 1)

@@ -6,6 +6,7 @@ A token that our own queue held up (`throttled`) says nothing about its model's 
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import deque
@@ -110,10 +111,11 @@ class PairCadence:
     The two series: at every new aligned window, the time `gap_us` that each member's last arrival took. A window gives
     a sample only when both members arrived anew since the sample before (else the slower one would be counted twice)
     and neither arrival was throttled or first. Counted are the samples of the last span, by the later of the two
-    arrivals.
+    arrivals. They are added up when r is asked for, which is seldom: most windows only leave a sample.
     """
 
     _samples: deque[tuple[int, int, int]] = attrs.field(factory=deque)  # at_us, x, y
+    _added: int = 0  # of them, from the left, are in the sums
     _x: int = 0
     _y: int = 0
     _xx: int = 0
@@ -128,19 +130,19 @@ class PairCadence:
         self._first_position, self._second_position = first.gap_position, second.gap_position
         if first.gap_us is None or second.gap_us is None:
             return
-        sample = (max(first.gap_at_us, second.gap_at_us), first.gap_us, second.gap_us)
-        self._add(sample, 1)
-        self._samples.append(sample)
+        self._samples.append((max(first.gap_at_us, second.gap_at_us), first.gap_us, second.gap_us))
         if len(self._samples) > PAIR_SAMPLES_MAX:
-            self._add(self._samples.popleft(), -1)
+            self._drop()
 
     def correlation(self, before_us: int, samples_min: int) -> float | None:
         """r in [−1, 1] of the samples since `before_us`. None with fewer than `samples_min` of them, or when one of the
         members kept an exactly constant pace, which has no r."""
         samples = self._samples
         while samples and samples[0][0] < before_us:
-            self._add(samples.popleft(), -1)
-        count = len(samples)
+            self._drop()
+        for sample in itertools.islice(samples, self._added, None):
+            self._add(sample, 1)
+        self._added = count = len(samples)
         if count < samples_min:
             return None
         x_variance = count * self._xx - self._x * self._x
@@ -149,6 +151,13 @@ class PairCadence:
             return None
         r = (count * self._xy - self._x * self._y) / (math.sqrt(x_variance) * math.sqrt(y_variance))
         return max(-1.0, min(1.0, r))
+
+    def _drop(self) -> None:
+        """The oldest."""
+        sample = self._samples.popleft()
+        if self._added:
+            self._added -= 1
+            self._add(sample, -1)
 
     def _add(self, sample: tuple[int, int, int], sign: int) -> None:
         _, x, y = sample

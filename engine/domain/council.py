@@ -12,7 +12,7 @@ from typing import Any, Final, Literal
 import attrs
 
 from engine.domain.ensemble import DiMethod
-from engine.domain.generation import EndReason, StreamRef
+from engine.domain.generation import EndReason, Origin, StreamRef
 from engine.domain.interference import Pattern
 from engine.domain.resonance import ResonancePhase
 from engine.domain.synthesis import CouncilReport
@@ -45,11 +45,14 @@ class CouncilFormed:
 
 @attrs.frozen
 class MemberStarted:
-    """A member has its model and is asked. `cold`: the model had to be loaded (null: nobody can tell)."""
+    """A member has its model and is asked. `cold`: the model had to be loaded (null: nobody can tell). `asked_us` is
+    when its wave began to wait for its models, from where its times count; null: when the session began."""
 
     stream: StreamRef
     cold: bool | None
     load_ms: float | None
+    asked_us: int | None = None
+    origin: Origin | None = None  # satellite: it is outside this machine
 
 
 @attrs.frozen
@@ -107,11 +110,18 @@ class FormedPayload:
 
 @attrs.frozen
 class MemberStartPayload:
+    """From `asked_us` on (engine clock; null: the session's start) its time to first token counts: a member of a later
+    wave is asked when the one before it is done. `origin` is satellite for a model outside this machine, null
+    otherwise: a satellite is shown beside the others and not measured against them, since what it gives comes at the
+    pace of a network and without log-probabilities."""
+
     council_id: str
     stream_id: str
     model: str
     cold: bool | None
     load_ms: float | None
+    asked_us: int | None = None
+    origin: Origin | None = None
 
 
 @attrs.frozen

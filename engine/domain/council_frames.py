@@ -32,6 +32,7 @@ from engine.domain.council import (
 from engine.domain.energy import EnergySample, Phase
 from engine.domain.ensemble import EnsembleMeter, EnsembleParams, EnsembleReading, EnsembleStep
 from engine.domain.events import Event, StreamReading
+from engine.domain.generation import Origin
 
 
 @attrs.define(eq=False)
@@ -42,6 +43,8 @@ class CouncilState:
     models: dict[str, str]  # public names of the members, by stream
     meter: EnsembleMeter
     last: tuple[Event, ...] = ()
+    started: dict[str, MemberStarted] = attrs.field(factory=dict)  # by stream
+    ended: dict[str, MemberEnded] = attrs.field(factory=dict)
     _ends: list[Event] = attrs.field(factory=list)  # of members, told after their last tokens
 
     @classmethod
@@ -68,17 +71,30 @@ class CouncilState:
         return Event(FORMED, self.id, payload)
 
     def start(self, started: MemberStarted) -> Event:
-        self.meter.join(started.stream.stream_id)
         ref = started.stream
-        payload = MemberStartPayload(self.id, ref.stream_id, ref.model, started.cold, started.load_ms)
+        if started.origin is not Origin.SATELLITE:
+            self.meter.join(ref.stream_id)
+        self.started[ref.stream_id] = started
+        payload = MemberStartPayload(
+            council_id=self.id,
+            stream_id=ref.stream_id,
+            model=ref.model,
+            cold=started.cold,
+            load_ms=started.load_ms,
+            asked_us=started.asked_us,
+            origin=started.origin,
+        )
         return Event(MEMBER_START, self.id, payload)
 
     def take(self, stream_id: str, samples: Sequence[EnergySample]) -> None:
-        if stream_id in self.models:  # a judge is no member
+        started = self.started.get(stream_id)
+        outside = started is not None and started.origin is Origin.SATELLITE
+        if stream_id in self.models and not outside:  # a judge is no member
             self.meter.take(stream_id, samples)
 
     def end(self, ended: MemberEnded) -> None:
         self.meter.leave(ended.stream.stream_id)
+        self.ended[ended.stream.stream_id] = ended
         payload = MemberEndPayload(
             council_id=self.id,
             stream_id=ended.stream.stream_id,
@@ -92,6 +108,11 @@ class CouncilState:
             error=ended.error,
         )
         self._ends.append(Event(MEMBER_END if ended.error is None else MEMBER_ERROR, self.id, payload))
+
+    def asked_us(self, stream_id: str, session_us: int) -> int:
+        """Since when a member was waited for; `session_us` is the start of the session."""
+        started = self.started.get(stream_id)
+        return session_us if started is None or started.asked_us is None else started.asked_us
 
     def choose(self, chosen: CouncilChosen) -> None:
         payload = SynthesisPayload(

@@ -11,9 +11,11 @@ much uncovered mass can therefore say more disagreement than there is. Nothing h
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import attrs
@@ -25,15 +27,20 @@ from engine.domain.generation import TopEntry
 
 WORD_STARTS: Final = "Ġ▁ "  # how tokenizers mark the start of a word: GPT-2's bytes, SentencePiece, decoded text
 _SPACES: Final = str.maketrans("Ġ▁", "  ")
-_PAIRINGS_KEPT: Final = 16  # sizes of councils whose index pairs are remembered
+_BLENDINGS_KEPT: Final = 16  # sizes of councils
+_TINY: Final = 1e-300  # added to a mass it changes nothing but 0, whose logarithm there is none of
 
 
-@attrs.frozen
-class Distribution:
-    """Probabilities by symbol, and `other`, the mass that no symbol covers. Together they are 1."""
+@attrs.frozen(eq=False)
+class Table:
+    """Distributions over symbols. `masses` has one column per list and one row per symbol that any of them has, in the
+    order of `symbols`, below row 0, `other`: the mass that no symbol covers. Each column sums to 1. `lists` says of
+    which list each column is: one that carries no mass (it is empty, or its entries are no log-probabilities) has none.
+    """
 
-    symbols: Mapping[str, float]
-    other: float
+    masses: NDArray[np.float64]
+    symbols: Sequence[str]
+    lists: Sequence[int]
 
 
 @attrs.frozen
@@ -55,44 +62,55 @@ def symbol(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFC", text)
 
 
-def distribution(top: Iterable[TopEntry], top_k: int) -> Distribution | None:
-    """The `top_k` most probable entries as a distribution; entries of one symbol are added up. None when the list
-    carries no mass (it is empty, or its entries are no log-probabilities)."""
-    usable = [entry for entry in top if entry.logprob > -math.inf]  # which NaN is not either
-    usable.sort(key=_logprob, reverse=True)
-    symbols: dict[str, float] = {}
-    for entry in usable[:top_k]:
-        key = symbol(entry.token)
-        symbols[key] = symbols.get(key, 0.0) + math.exp(min(0.0, entry.logprob))
-    mass = math.fsum(symbols.values())
-    if mass <= 0.0:
-        return None
-    if mass > 1.0:  # rounding, or a runtime that does not normalise
-        symbols = {key: p / mass for key, p in symbols.items()}
-    return Distribution(symbols, max(0.0, 1.0 - mass))
+def tabulate(lists: Sequence[Sequence[TopEntry]], top_k: int) -> Table:
+    """The `top_k` most probable entries of each list as a distribution; entries of one symbol are added up. All lists
+    in one pass, since this is most of what a frame of a council costs."""
+    count, rows = len(lists), dict[str, int]()
+    masses = array("d", bytes(8 * count * (1 + sum(map(len, lists)))))  # as if no two had a symbol in common
+    with_mass: list[int] = []
+    for column, entries in enumerate(lists):
+        covered = 0.0
+        for entry in entries if len(entries) <= top_k else _most_probable(entries, top_k):
+            logprob = entry.logprob
+            if logprob > -math.inf:  # which NaN is not either
+                mass = math.exp(logprob) if logprob < 0.0 else 1.0
+                covered += mass
+                masses[rows.setdefault(symbol(entry.token), len(rows) + 1) * count + column] += mass
+        if covered > 1.0:  # rounding, or a runtime that does not normalise
+            for place in range(column, len(masses), count):
+                masses[place] /= covered
+        elif covered > 0.0:
+            masses[column] = 1.0 - covered
+        if covered > 0.0:
+            with_mass.append(column)
+    table = np.frombuffer(masses).reshape(-1, count)[: len(rows) + 1]
+    return Table(table if len(with_mass) == count else table[:, with_mass], tuple(rows), with_mass)
+
+
+def _most_probable(entries: Iterable[TopEntry], top_k: int) -> list[TopEntry]:
+    usable = [entry for entry in entries if entry.logprob > -math.inf]
+    return sorted(usable, key=_logprob, reverse=True)[:top_k]
 
 
 def _logprob(entry: TopEntry) -> float:
     return entry.logprob
 
 
-def compare(distributions: Sequence[Distribution]) -> Comparison:
+def compare(table: Table) -> Comparison:
     """All figures of one aligned window at once. Raises ValueError with fewer than two distributions."""
-    count = len(distributions)
+    count = len(table.lists)
     if count < 2:
         raise ValueError("disagreement needs two distributions or more")
-    matrix = _matrix(distributions)
-    mixture = matrix.sum(axis=0) / count
-    first, second = _pairing(count)
-    blends = (matrix[first] + matrix[second]) / 2
-    entropy = _entropy_bits(np.concatenate((matrix, mixture[None, :], blends)))
-    own, whole, paired = entropy[:count], float(entropy[count]), entropy[count + 1 :]
-    jsd = 0.0 if (matrix == matrix[0]).all() else whole - float(own.sum()) / count
-    differing = paired - (own[first] + own[second]) / 2
+    blends = table.masses @ _blending(count)
+    entropy = (blends * np.log2(blends + _TINY)).sum(axis=0).tolist()  # negative, in bits
+    own, whole, paired = entropy[:count], entropy[count], entropy[count + 1 :]
+    pairs = zip(itertools.combinations(own, 2), paired, strict=True)
+    agreement = [clamp(1.0 + both - (one + other) / 2) for (one, other), both in pairs]
+    jsd = 0.0 if min(agreement) == 1.0 else sum(own) / count - whole
     return Comparison(
         di=clamp(jsd / math.log2(count)),
-        mixture_uncertainty=clamp(1.0 - float(mixture[1:].max())),
-        agreement=tuple(np.clip(1.0 - differing, 0.0, 1.0).tolist()),
+        mixture_uncertainty=clamp(1.0 - max(blends[1:, count].tolist())),
+        agreement=tuple(agreement),
     )
 
 
@@ -106,32 +124,10 @@ def timing_disagreement(mean_delta_ms: Sequence[float]) -> float | None:
     return cv / (1.0 + cv)
 
 
-def _matrix(distributions: Sequence[Distribution]) -> NDArray[np.float64]:
-    """One row per model, one column per symbol that any of them has; column 0 is `other`."""
-    columns: dict[str, int] = {}
-    row_of: list[int] = []
-    column_of: list[int] = []
-    values: list[float] = []
-    for row, given in enumerate(distributions):
-        row_of.append(row)
-        column_of.append(0)
-        values.append(given.other)
-        for key, p in given.symbols.items():
-            row_of.append(row)
-            column_of.append(columns.setdefault(key, len(columns) + 1))
-            values.append(p)
-    matrix = np.zeros((len(distributions), len(columns) + 1))
-    matrix[row_of, column_of] = values
-    return matrix
-
-
-@functools.lru_cache(_PAIRINGS_KEPT)
-def _pairing(count: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    first, second = np.triu_indices(count, 1)
-    return first, second
-
-
-def _entropy_bits(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """H2 of each row, with 0 · log 0 = 0."""
-    bits: NDArray[np.float64] = -(rows * np.log2(rows + (rows == 0.0))).sum(axis=1)
-    return bits
+@functools.lru_cache(_BLENDINGS_KEPT)
+def _blending(count: int) -> NDArray[np.float64]:
+    """What makes of `count` distributions, the columns of a table: themselves, their average, and that of each pair."""
+    pairs = np.zeros((count, math.comb(count, 2)))
+    for column, pair in enumerate(itertools.combinations(range(count), 2)):
+        pairs[pair, column] = 0.5
+    return np.concatenate((np.eye(count), np.full((count, 1), 1 / count), pairs), axis=1)

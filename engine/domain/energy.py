@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import enum
 import math
+import operator
 from collections import deque
 from collections.abc import Iterable
 from typing import Final
 
 import attrs
+import msgspec
 
 from engine.domain.generation import Token
 
@@ -80,8 +82,7 @@ class EnergyParams:
     top_k: int
 
 
-@attrs.frozen
-class Uncertainty:
+class Uncertainty(msgspec.Struct, frozen=True, gc=False):
     """What a top-K list says: `certainty` in [0, 1]; `entropy_bits` is a lower bound (the uncovered mass is counted as
     one symbol) with that mass beside it. All null when nothing was reported."""
 
@@ -122,18 +123,15 @@ def uncertainty(logprobs: Iterable[float], top_k: int) -> Uncertainty:
         return Uncertainty(certainty=clamp(math.exp(usable[0]))) if usable else UNKNOWN
     while usable and usable[-1] == -math.inf:  # impossible entries count, but have no mass and no p · ln p
         usable.pop()
-    mass = p_ln_p = 0.0
-    for lp in usable:
-        p = math.exp(lp)
-        mass += p
-        p_ln_p += p * lp
+    masses = [*map(math.exp, usable)]
+    mass, p_ln_p = sum(masses), sum(map(operator.mul, masses, usable))
     if mass <= 0.0:
         return Uncertainty(certainty=0.0, entropy_bits=0.0, tail_mass=1.0)
     # With q = p / mass:  −Σ q · ln q = ln mass − Σ p · ln p / mass, and ln p is what was reported. This saves two
     # logarithms per entry, which were half of what a token cost.
     entropy_nats = math.log(mass) - p_ln_p / mass
-    certainty = clamp(min(1.0, mass) * (1.0 - entropy_nats / math.log(count)))
-    tail = max(0.0, 1.0 - mass)
+    covered, tail = (1.0, 0.0) if mass >= 1.0 else (mass, 1.0 - mass)
+    certainty = clamp(covered * (1.0 - entropy_nats / math.log(count)))
     bits = -p_ln_p / LN_2 - (tail * math.log2(tail) if tail > 0.0 else 0.0)
     return Uncertainty(certainty, max(0.0, bits), tail)
 
@@ -163,8 +161,7 @@ def eu_micro(base: float | None, params: EnergyParams) -> int:
     return round(params.eu_base * params.eu_model_factor * (params.eu_offset + base) * MICRO)
 
 
-@attrs.frozen
-class StreamEnergy:
+class StreamEnergy(msgspec.Struct, frozen=True, gc=False):
     """Everything about a stream's energy that does not need its history: the last token and what followed from it."""
 
     phase: Phase
@@ -185,8 +182,7 @@ class StreamEnergy:
     eu_micro: int = 0
 
 
-@attrs.frozen
-class EnergySample:
+class EnergySample(msgspec.Struct, frozen=True, gc=False):
     """One token with its energy. `energy` is null only when the maths failed on it; `energy_base` also when
     throttled."""
 
@@ -200,8 +196,7 @@ class EnergySample:
     eu_micro: int
 
 
-@attrs.frozen
-class Reading:
+class Reading(msgspec.Struct, frozen=True, gc=False):
     """A stream at one moment: `silence_ms` since the last token (or the prompt), `stall` = past the stall line."""
 
     phase: Phase
@@ -209,6 +204,11 @@ class Reading:
     silence_ms: float
     stall: bool
     tps: float
+
+
+def ended(state: StreamEnergy, at_us: int) -> StreamEnergy:
+    """The stream is over."""
+    return msgspec.structs.replace(state, phase=Phase.DRAINED, end_us=at_us)
 
 
 def energy_at(state: StreamEnergy, now_us: int, params: EnergyParams) -> float:
@@ -315,13 +315,13 @@ class EnergyMeter:
     def unmeasured(self, token: Token) -> EnergySample:
         """A token the maths failed on: its text counts, its energy is null, the stream goes on from where it was."""
         phase = Phase.FLOWING if self.state.phase is Phase.CHARGING else self.state.phase
-        self.state = attrs.evolve(
+        self.state = msgspec.structs.replace(
             self.state, phase=phase, tokens=self.state.tokens + 1, last_us=token.t_us, energy_base=None
         )
         return EnergySample(token, None, None, UNKNOWN, self.state.tps, False, False, 0)
 
     def end(self, now_us: int) -> None:
-        self.state = attrs.evolve(self.state, phase=Phase.DRAINED, end_us=now_us)
+        self.state = ended(self.state, now_us)
 
     def _tps(self, token: Token) -> float:
         """Tokens per second over the window ending at this token; 0 for the first."""

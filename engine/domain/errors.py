@@ -154,6 +154,10 @@ class RuntimeUnavailable(RuntimeFault):
     code, status, retryable = "RUNTIME_UNAVAILABLE", 503, True
 
 
+class NobodyListens(RuntimeUnavailable):
+    """There is no runtime at its address any more: its process is gone, and what it had in memory with it."""
+
+
 class ModelLoadFailed(RuntimeFault):
     code, status = "MODEL_LOAD_FAILED", 502
 

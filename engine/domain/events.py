@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any, Final, Literal
 
 import attrs
+import msgspec
 
 from engine.domain.council import CouncilChosen, CouncilFormed, CouncilPayload, MemberEnded, MemberStarted
 from engine.domain.energy import EnergyParams, EnergySample, Phase, StreamEnergy
@@ -46,8 +47,7 @@ class SessionOpened:
     ensemble_params: EnsembleParams | None = None  # of a council
 
 
-@attrs.frozen
-class TokenBatch:
+class TokenBatch(msgspec.Struct, frozen=True, gc=False):
     """What one read of the runtime brought (≤ 256 tokens)."""
 
     stream: StreamRef
@@ -68,7 +68,8 @@ class ModelChanged:
 
 @attrs.frozen
 class AnswerResumed:
-    """A stream broke off and goes on. Between the tokens before the seam and those behind it."""
+    """A stream broke off and goes on. Between the tokens before the seam and those behind it; where there are none
+    before it, the stream is from then on that of the seam's model."""
 
     session_id: str
     seam: Seam
@@ -100,8 +101,7 @@ CouncilSignal = CouncilFormed | MemberStarted | MemberEnded | CouncilChosen
 SessionSignal = SessionOpened | TokenBatch | ModelChanged | AnswerResumed | CouncilSignal | SessionClosed
 
 
-@attrs.frozen
-class SampleBatch:
+class SampleBatch(msgspec.Struct, frozen=True, gc=False):
     """A token batch with its energies, and the stream's state after it."""
 
     stream: StreamRef
@@ -128,8 +128,7 @@ class SessionStartPayload:
     ensemble_params: EnsembleParams | None = None  # null: no council
 
 
-@attrs.frozen
-class TokensPayload:
+class TokensPayload(msgspec.Struct, frozen=True, gc=False):
     """Tokens of one stream since the frame before; encoded with or without their top-K lists. Under load
     (policies/degrade.yaml) these are left out, and what is not text of the first `text_only` tokens."""
 
@@ -149,8 +148,7 @@ class ModelPayload:
     reason: str | None
 
 
-@attrs.frozen
-class StreamReading:
+class StreamReading(msgspec.Struct, frozen=True, gc=False):
     """One stream in `energy.update`. Times in ms; `tokens` is the stream's total."""
 
     stream_id: str
@@ -171,8 +169,7 @@ class StreamReading:
     queue_depth: int
 
 
-@attrs.frozen
-class EnergyUpdatePayload:
+class EnergyUpdatePayload(msgspec.Struct, frozen=True, gc=False):
     """`tokens` and `eu_frame` are of this tick; `eu_rate` is EU per second, the one per-frame average. `ensemble` is
     null without a council, and while none of its members has an energy."""
 
@@ -198,8 +195,23 @@ class SessionTotals:
 
 
 @attrs.frozen
+class MemberSummary:
+    """A member of a council, at its end: by itself, by the council or with a stop. `energy` is its E at that moment,
+    before it falls, `energy_mean` the plain mean over its tokens; null, as `ttft_ms`, for who said nothing."""
+
+    stream_id: str
+    model: str
+    reason: EndReason
+    tokens: int
+    ttft_ms: float | None
+    energy: float | None
+    energy_mean: float | None
+
+
+@attrs.frozen
 class SessionSummary:
-    """Of the whole session; engine-clock microseconds and plain means over its tokens."""
+    """Of the whole session; engine-clock microseconds and plain means over its tokens. `members` is null where no
+    council was formed."""
 
     start_us: int | None
     end_us: int
@@ -208,6 +220,7 @@ class SessionSummary:
     stalls: int
     cold: bool | None
     timing: Literal["measured", "untrusted"] | None
+    members: tuple[MemberSummary, ...] | None = None
 
 
 @attrs.frozen
@@ -256,8 +269,7 @@ Payload = (
 )
 
 
-@attrs.frozen
-class Event:
+class Event(msgspec.Struct, frozen=True, gc=False):
     """One event of a frame. The prefix of `type` is its channel."""
 
     type: str

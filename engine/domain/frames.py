@@ -6,7 +6,7 @@ import attrs
 
 from engine.domain.council import CouncilChosen, CouncilFormed, MemberEnded, MemberStarted
 from engine.domain.council_frames import CouncilState
-from engine.domain.energy import MICRO, EnergyParams, EnergySample, Phase, StreamEnergy, read
+from engine.domain.energy import MICRO, EnergyParams, EnergySample, Phase, StreamEnergy, ended, read
 from engine.domain.ensemble import EnsembleParams
 from engine.domain.events import (
     ENERGY_UPDATE,
@@ -19,6 +19,7 @@ from engine.domain.events import (
     EnergyUpdatePayload,
     Event,
     MappedSignal,
+    MemberSummary,
     ModelChanged,
     ModelPayload,
     SampleBatch,
@@ -34,6 +35,7 @@ from engine.domain.events import (
 from engine.domain.generation import StreamRef
 
 EU_DECIMALS = 3
+STOPPED = "its council was stopped before it had ended"
 
 
 @attrs.frozen
@@ -99,6 +101,36 @@ class _Session:
                 stream.energy_sum += sample.energy
                 stream.energies += 1
 
+    def stopped(self, council: CouncilState, stream: _Stream, closed: SessionClosed) -> MemberEnded:
+        """The end of a member whose council is over before it said that it had ended."""
+        asked_us = council.asked_us(stream.ref.stream_id, self.start_us)
+        return MemberEnded(
+            stream=stream.ref,
+            at_us=closed.at_us,
+            reason=closed.reason,
+            tokens=stream.state.tokens,
+            ttft_ms=None if stream.first_us is None else (stream.first_us - asked_us) / 1000,
+            duration_ms=(closed.at_us - asked_us) / 1000,
+            cut=STOPPED,
+        )
+
+    def members(self) -> tuple[MemberSummary, ...] | None:
+        """Of a council whose members have all ended, in their order."""
+        if self.council is None:
+            return None
+        return tuple(self._member(self.streams[s], self.council.ended[s]) for s in self.council.models)
+
+    def _member(self, stream: _Stream, ended: MemberEnded) -> MemberSummary:
+        return MemberSummary(
+            stream_id=stream.ref.stream_id,
+            model=stream.ref.model,
+            reason=ended.reason,
+            tokens=ended.tokens,
+            ttft_ms=ended.ttft_ms,
+            energy=read(stream.state, ended.at_us, self.params).energy if stream.energies else None,
+            energy_mean=stream.energy_sum / stream.energies if stream.energies else None,
+        )
+
 
 @attrs.define(eq=False)
 class FrameState:
@@ -116,20 +148,24 @@ class FrameState:
 
     def fold(self, signal: MappedSignal) -> None:
         match signal:
-            case SessionOpened():
-                self._open(signal)
-            case SampleBatch(stream=ref):
-                session = self.sessions.get(ref.session_id)
+            case SampleBatch():  # nearly all of them
+                session = self.sessions.get(signal.stream.session_id)
                 if session is None:
                     self.unknown += 1
                 else:
                     session.take(signal)
                     self.pending_samples += len(signal.samples)
+            case SessionOpened():
+                self._open(signal)
             case ModelChanged():
                 payload = ModelPayload(signal.model, signal.state, signal.progress, signal.position, signal.reason)
                 self._events.append(Event(MODEL, signal.session_id, payload))
-            case AnswerResumed():
-                self._events.append(Event(SEAM, signal.session_id, signal.seam))
+            case AnswerResumed(session_id=session_id, seam=seam):
+                session = self.sessions.get(session_id)
+                if seam.position == 0 and session is not None:
+                    stream = session.streams[seam.stream_id]
+                    stream.ref = attrs.evolve(stream.ref, model=seam.model)
+                self._events.append(Event(SEAM, session_id, seam))
             case CouncilFormed(session_id=session_id):
                 self._form(self.sessions.get(session_id), signal)
             case MemberStarted(stream=ref) | MemberEnded(stream=ref):
@@ -195,7 +231,7 @@ class FrameState:
             self._events.append(session.council.start(signal))
         else:
             stream = session.streams[signal.stream.stream_id]
-            stream.state = attrs.evolve(stream.state, phase=Phase.DRAINED, end_us=signal.at_us)
+            stream.state = ended(stream.state, signal.at_us)
             session.council.end(signal)
 
     def _choose(self, session: _Session | None, chosen: CouncilChosen) -> None:
@@ -213,7 +249,10 @@ class FrameState:
         session.closed = closed
         for stream in session.streams.values():
             if stream.state.end_us is None:  # else it ended before its council did
-                stream.state = attrs.evolve(stream.state, phase=Phase.DRAINED, end_us=closed.at_us)
+                stream.state = ended(stream.state, closed.at_us)
+        if session.council is not None:
+            for stream_id in [s for s in session.council.models if s not in session.council.ended]:
+                session.council.end(session.stopped(session.council, session.streams[stream_id], closed))
 
 
 def _tokens(session_id: str, session: _Session) -> list[Event]:
@@ -304,5 +343,6 @@ def _end(session: _Session | None, closed: SessionClosed) -> SessionEndPayload:
             stalls=sum(s.stalls for s in streams),
             cold=closed.cold,
             timing=closed.timing,
+            members=None if session is None else session.members(),
         ),
     )

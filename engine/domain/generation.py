@@ -2,15 +2,19 @@
 
 Times are integer microseconds on the engine clock (monotonic, zero when the engine started). Log-probabilities are
 natural logarithms and ≤ 0. Text is what the runtime reported, never changed.
+
+What is made for every token is a msgspec Struct: it costs a tenth of a frozen attrs class, takes part in no garbage
+collection, and a record of a runtime can be decoded straight into it.
 """
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 
 import attrs
+import msgspec
 
 from engine.domain.synthesis import CouncilReport
 
@@ -25,6 +29,11 @@ RUNNER_OPTIONS: Final = (  # of Ollama: a change of one makes it load the model 
     "num_thread",
 )
 
+TOKEN_CHARS_MAX: Final = 16 * 1024
+TOP_MAX: Final = 64  # alternatives of one token; more than anybody may ask for
+
+TokenText = Annotated[str, msgspec.Meta(max_length=TOKEN_CHARS_MAX)]
+LogProb = Annotated[float, msgspec.Meta(le=0.0)]
 Clock = Callable[[], int]  # microseconds on the engine clock; may be called from any thread
 
 
@@ -141,7 +150,9 @@ class ResumeRules:
 @attrs.frozen
 class Seam:
     """Where an answer broke off and goes on: `position` and `offset` are those of the first token behind it, `model` is
-    the public name of who goes on, `reason` the code of what broke it, `attempt` counts from 1."""
+    the public name of who goes on, `reason` the code of what broke it, `attempt` counts from 1. At position 0 nothing
+    had been said yet: the whole answer is that model's, in place of the one that was asked. `origin` is satellite where
+    it is outside this machine, null otherwise."""
 
     stream_id: str
     model: str
@@ -149,6 +160,7 @@ class Seam:
     offset: int
     reason: str
     attempt: int
+    origin: Origin | None = None
 
 
 @attrs.frozen
@@ -159,7 +171,9 @@ class GenerationRequest:
     silence. `think`: None is the model's own way, else off, on, or how much (low, medium, high). `format` is `json` or
     a JSON Schema as text. `tool_choice` is auto, none, required or the name of a tool. `raw` prompts go to the model
     without its template. With `continues` the last message is the beginning of the answer, to be gone on with. `resume`
-    is for whoever reads the answer, not for the runtime."""
+    is for whoever reads the answer, not for the runtime. Log-probabilities are always asked for and may be missing,
+    unless `logprobs_wanted`: then the caller asked for them too, and a runtime that refuses them refuses the
+    request."""
 
     model: str
     prompt: str | None = None
@@ -175,26 +189,28 @@ class GenerationRequest:
     format: str | None = None
     keep_alive: str | int | None = None  # a duration such as 30m, or seconds; negative: for ever
     top_logprobs: int = TOP_K
+    logprobs_wanted: bool = False
     runner_options: Mapping[str, int | bool] = attrs.field(factory=dict)  # `num_ctx` and the like; see RUNNER_OPTIONS
     continues: bool = False
     resume: ResumeRules | None = None  # None: a broken answer stays broken
 
 
-@attrs.frozen
-class TopEntry:
-    """One candidate for a position: its text and its natural log-probability."""
+class TopEntry(msgspec.Struct, frozen=True, gc=False):
+    """One candidate for a position: its text and its natural log-probability. The bounds hold for what is decoded."""
 
-    token: str
-    logprob: float
+    token: TokenText
+    logprob: LogProb
 
 
-@attrs.frozen
-class TokenLogprob:
-    """What the runtime reported of one generated token. `top` may be empty, shorter than asked, or unsorted."""
+class TokenLogprob(msgspec.Struct, frozen=True, gc=False):
+    """What the runtime reported of one generated token. `top` may be empty, shorter than asked, or unsorted; runtimes
+    call it `top_logprobs`."""
 
-    token: str
-    logprob: float
-    top: tuple[TopEntry, ...] = ()
+    token: TokenText
+    logprob: LogProb
+    top: Annotated[tuple[TopEntry, ...], msgspec.Meta(max_length=TOP_MAX)] = msgspec.field(
+        default=(), name="top_logprobs"
+    )
 
 
 @attrs.frozen
@@ -223,8 +239,7 @@ class ToolCallPart:
     id: str = ""
 
 
-@attrs.frozen
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True):
     """One record of a runtime's stream: zero or more tokens, and perhaps the end.
 
     A chunk is not a token: `logprobs` has one entry per token the runtime reported for it (none: count it as one token
@@ -242,8 +257,7 @@ class Chunk:
     seam: Seam | None = None  # the answer broke off before this chunk and goes on with it
 
 
-@attrs.frozen
-class Token:
+class Token(msgspec.Struct, frozen=True, gc=False):
     """One token of one stream.
 
     `position` counts tokens from 0, `offset` is the UTF-8 byte offset of `text` within the stream's text of the same

@@ -75,8 +75,10 @@ class Loaded:
 
 @attrs.frozen
 class Probe:
-    """The answer of a runtime to "are you there?": `reason` says why not, or what was found."""
+    """The answer of a runtime to "are you there?": `reason` says why not, or what was found. `gone`: there is no such
+    process, so nothing of it is in memory; a runtime that is only silent may still hold what it held."""
 
     up: bool
     reason: str | None = None
     version: str | None = None
+    gone: bool = False

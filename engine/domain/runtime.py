@@ -24,16 +24,17 @@ class ForwardRequest:
     model: str
     without_logprobs: bytes | None = None  # the body to send when the runtime refuses log-probabilities that are ours
     tools: bool = False  # it offers some
+    as_it_comes: bool = False  # its bytes are handed on before they are read, also where they cannot be read
 
 
 @attrs.frozen
 class Read:
     """What one read of a forwarded answer brought: the bytes as they are, and the chunks of the records that became
-    whole with it."""
+    whole with it. `as_it_comes`, the chunks come in a Read of their own, after that of the bytes."""
 
     data: bytes
     chunks: tuple[Chunk, ...]
-    reports_error: bool = False  # its last record is the runtime's own word on a failure
+    ends_body: bool = False  # the answer fails, and nothing of its body is missing: the runtime itself says so
 
 
 @attrs.define(eq=False)
@@ -66,9 +67,21 @@ class Embeddings:
     prompt_tokens: int | None = None
 
 
+@runtime_checkable
+class ChunksTogether(Protocol):
+    """The chunks of an answer, where several may come in one read of a socket."""
+
+    def __aiter__(self) -> AsyncIterator[Chunk]: ...
+
+    async def __anext__(self) -> Chunk: ...
+
+    def rest(self) -> tuple[Chunk, ...]:
+        """What came in the same read as the last one and was not given out. With this it is."""
+
+
 class Runtime(Protocol):
-    """A model server, or something that acts like one. One module per wire dialect implements it; there is no base
-    class.
+    """A model server, or something that acts like one. One module per wire dialect implements it, by itself: there is
+    no tree of classes.
 
     All calls raise only errors of the `RuntimeFault` branch, `ModelNotFound`, `InvalidRequest` (the model cannot do
     what was asked) or `Overloaded`, and all can be cancelled at any time.

@@ -15,6 +15,7 @@ import attrs
 from engine.domain.council import CouncilFormed, MemberEnded, MemberStarted
 from engine.domain.ensemble import EnsembleReading
 from engine.domain.events import (
+    AnswerResumed,
     EnergyUpdatePayload,
     Event,
     MappedSignal,
@@ -67,6 +68,17 @@ class ModelFigures:
         return self.eu_micro / 1000 / self.streamed_ms if self.streamed_ms > 0 else None
 
 
+@attrs.define(eq=False)
+class _Run:
+    """A stream that runs, as far as it has come."""
+
+    asked_us: int
+    cold: bool | None = None  # known of members of councils only
+    tokens: int = 0
+    eu_micro: int = 0
+    first_us: int | None = None  # arrival of its first token
+
+
 @attrs.frozen
 class _Course:
     """How a stream went."""
@@ -108,9 +120,8 @@ class Telemetry:
     sessions_total: int = 0
     ended: dict[str, int] = attrs.field(factory=dict)  # by reason
     _ticks_us: deque[int] = attrs.field(factory=lambda: deque(maxlen=RECENT_MAX))
-    _running: dict[str, tuple[StreamRef, ...]] = attrs.field(factory=dict)
-    _eu_micro: dict[str, int] = attrs.field(factory=dict)  # of running streams
-    _started: dict[str, bool | None] = attrs.field(factory=dict)  # members of councils: whether their model was cold
+    _running: dict[str, SessionOpened] = attrs.field(factory=dict)
+    _runs: dict[str, _Run] = attrs.field(factory=dict)  # of running streams
     councils: dict[str, EnsembleReading | None] = attrs.field(factory=dict)  # of running councils, as last measured
 
     def observe(self, signal: MappedSignal) -> None:
@@ -118,25 +129,31 @@ class Telemetry:
         match signal:
             case SessionOpened():
                 self.sessions_total += 1
-                self._running[signal.session_id] = signal.streams
+                self._running[signal.session_id] = signal
                 for ref in signal.streams:
+                    self._runs[ref.stream_id] = _Run(signal.at_us)
                     figures = self._figures(ref.model)
                     figures.active_sessions += 1
                     figures.sessions += 1
             case SampleBatch():
-                figures = self._figures(signal.stream.model)
-                figures.total_tokens += len(signal.samples)
-                earned = sum(sample.eu_micro for sample in signal.samples)
-                ref = signal.stream
-                if ref.session_id in self._running:
-                    self._eu_micro[ref.stream_id] = self._eu_micro.get(ref.stream_id, 0) + earned
+                figures, samples = self._figures(signal.stream.model), signal.samples
+                figures.total_tokens += len(samples)
                 figures.tps_current = signal.state.tps
+                run = self._runs.get(signal.stream.stream_id)
+                if run is not None and samples:
+                    run.tokens += len(samples)
+                    run.eu_micro += sum([sample.eu_micro for sample in samples])
+                    run.first_us = samples[0].token.t_us if run.first_us is None else run.first_us
+            case AnswerResumed(seam=seam) if seam.position == 0:
+                self._stand_in(signal)
             case CouncilFormed():
-                self.councils[signal.session_id] = None
-            case MemberStarted():
-                self._started[signal.stream.stream_id] = signal.cold
-            case MemberEnded(stream=ref) if ref.session_id in self._running:
-                cold = self._started.pop(ref.stream_id, None)
+                self._form(signal)
+            case MemberStarted(stream=ref) if ref.stream_id in self._runs:
+                run = self._runs[ref.stream_id]
+                run.cold = signal.cold
+                run.asked_us = run.asked_us if signal.asked_us is None else signal.asked_us
+            case MemberEnded(stream=ref) if ref.stream_id in self._runs:
+                cold = self._runs[ref.stream_id].cold
                 self._measured(ref, _Course(signal.tokens, signal.ttft_ms, signal.duration_ms, cold))
             case SessionClosed():
                 self._close(signal)
@@ -170,24 +187,49 @@ class Telemetry:
                 del self.models[idle]
         return figures
 
+    def _stand_in(self, resumed: AnswerResumed) -> None:
+        """Another model answers in place of the one that was asked: the stream is its own."""
+        opened, seam = self._running.get(resumed.session_id), resumed.seam
+        streams = []
+        for ref in () if opened is None else opened.streams:
+            if ref.stream_id == seam.stream_id:
+                self._figures(ref.model).active_sessions -= 1
+                ref = attrs.evolve(ref, model=seam.model)
+                figures = self._figures(ref.model)
+                figures.active_sessions += 1
+                figures.sessions += 1
+            streams.append(ref)
+        if opened is not None:
+            self._running[resumed.session_id] = attrs.evolve(opened, streams=tuple(streams))
+
+    def _form(self, formed: CouncilFormed) -> None:
+        self.councils[formed.session_id] = None
+        opened, members = self._running.get(formed.session_id), {ref.stream_id for ref in formed.members}
+        for ref in () if opened is None else opened.streams:
+            if ref.stream_id not in members:  # a judge's time is that of no answer
+                self._runs.pop(ref.stream_id, None)
+
     def _close(self, closed: SessionClosed) -> None:
         if closed.session_id not in self._running:
             return  # told again after a crash, and counted already
         self.ended[closed.reason] = self.ended.get(closed.reason, 0) + 1
         council = closed.session_id in self.councils
         self.councils.pop(closed.session_id, None)
-        for ref in self._running.pop(closed.session_id):
-            if not council:  # else each member was measured when it ended
+        opened = self._running.pop(closed.session_id)
+        for ref in opened.streams:
+            run = self._runs.get(ref.stream_id)
+            if not council:
                 self._measured(ref, _Course(closed.tokens, closed.ttft_ms, closed.duration_ms, closed.cold))
-            self._started.pop(ref.stream_id, None)
-            self._eu_micro.pop(ref.stream_id, None)
+            elif run is not None:  # the others were measured when they ended
+                self._measured(ref, _stopped(run, closed.at_us))
             figures = self._figures(ref.model)
             figures.active_sessions -= 1
             figures.tps_current = None
 
     def _measured(self, ref: StreamRef, course: _Course) -> None:
         """A stream that has ended, or gave something before it was stopped."""
-        earned = self._eu_micro.pop(ref.stream_id, 0)
+        run = self._runs.pop(ref.stream_id, None)
+        earned = 0 if run is None else run.eu_micro
         if course.ttft_ms is None:
             return
         figures = self._figures(ref.model)
@@ -200,3 +242,9 @@ class Telemetry:
             figures.eu_micro += earned
             figures.streamed_tokens += course.tokens - 1
             figures.streamed_ms += course.duration_ms - course.ttft_ms
+
+
+def _stopped(run: _Run, closed_us: int) -> _Course:
+    """Of a member whose council was over before it had ended."""
+    ttft_ms = None if run.first_us is None else (run.first_us - run.asked_us) / 1000
+    return _Course(run.tokens, ttft_ms, (closed_us - run.asked_us) / 1000, run.cold)

@@ -13,9 +13,9 @@ from actors.clock import EngineClock
 from actors.kernel import mailbox
 from actors.lease import PoolHandle
 from actors.pool import Command, ModelPool, mailbox_capacity
-from engine.domain.errors import EngineError, ModelLoadFailed
+from engine.domain.errors import EngineError, ModelLoadFailed, RuntimeUnavailable
 from engine.domain.events import SessionSignal
-from engine.domain.models import Capability, Loaded, ModelInfo, ModelState
+from engine.domain.models import Capability, Loaded, ModelInfo, ModelState, Probe
 from policies.admission import PoolCaps
 from tests.fakes.runtime import ScriptedRuntime
 
@@ -34,6 +34,20 @@ class SizedRuntime(ScriptedRuntime):
     faults: list[str] = attrs.field(factory=list)
     unload_s: float = 0.0
     moves: list[str] = attrs.field(factory=list)  # when they began, and when a model was out
+    gone: bool = False  # while it is not up: it has no process
+
+    def dies(self):
+        self.up, self.gone = False, True
+        self.in_memory.clear()
+
+    def hangs(self):
+        self.up, self.gone = False, False
+
+    def comes_back(self):
+        self.up, self.gone = True, False
+
+    async def probe(self):
+        return Probe(self.up, None if self.up else "it does not answer", gone=self.gone and not self.up)
 
     async def list_models(self):
         return tuple(
@@ -58,6 +72,8 @@ class SizedRuntime(ScriptedRuntime):
             await trio.sleep(self.load_s)
         finally:
             self.on_its_way.remove(model)
+        if not self.up:
+            raise RuntimeUnavailable("it does not answer")
         if model in self.broken:
             raise ModelLoadFailed(f"{model} is broken")
         if self.sizes[model] is None:
@@ -68,6 +84,8 @@ class SizedRuntime(ScriptedRuntime):
     async def unload(self, model):
         self.unloads.append(model)
         await trio.sleep(self.unload_s)
+        if not self.up:
+            raise RuntimeUnavailable("it does not answer")
         self.moves.append(f"out {model}")
         freed_bytes = self.taken_bytes(model) if model in self.in_memory else 0
         self.in_memory.discard(model)
@@ -79,6 +97,7 @@ class Rig:
     handle: PoolHandle
     catalog: Catalog
     runtime: SizedRuntime
+    other: SizedRuntime
     nursery: trio.Nursery
     told: list[tuple[str, ModelState, int | None, str | None]] = attrs.field(factory=list)
 
@@ -144,10 +163,25 @@ class Rig:
 
 
 @asynccontextmanager
-async def rig(sizes, *, load_s=0.0, grows=1.0, streams=8, queued=8, parallel=8, loaded=8, make=SizedRuntime, **caps):
+async def rig(
+    sizes,
+    *,
+    others=None,
+    load_s=0.0,
+    grows=1.0,
+    streams=8,
+    queued=8,
+    parallel=8,
+    loaded=8,
+    make=SizedRuntime,
+    **caps,
+):
+    """`others` are models of a second runtime, `other`."""
     clock = EngineClock.start()
     runtime = make(clock, load_s=load_s, sizes=dict(sizes), grows=grows)
-    catalog = Catalog({"scripted": runtime}, clock)
+    other = SizedRuntime(clock, load_s=load_s, sizes=dict(others or {}), name="other")
+    runtimes = {"scripted": runtime} if others is None else {"scripted": runtime, "other": other}
+    catalog = Catalog(runtimes, clock)
     limits = PoolCaps(streams, queued, parallel, loaded, **{"size_overhead": 1.0, **caps})
     commands, inlet = mailbox[Command]("pool", mailbox_capacity(limits, 64))
     news, _ = mailbox[SessionSignal]("news", 1)
@@ -156,5 +190,5 @@ async def rig(sizes, *, load_s=0.0, grows=1.0, streams=8, queued=8, parallel=8, 
     await catalog.refresh()
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: handle.pool.run(task_status=task_status))
-        yield Rig(handle, catalog, runtime, nursery)
+        yield Rig(handle, catalog, runtime, other, nursery)
         nursery.cancel_scope.cancel()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from actors.catalog import Catalog
+from actors.catalog import LISTED_S, Catalog
 from engine.domain.errors import InvalidRequest, ModelNotFound, RuntimeUnavailable
 from tests.fakes.runtime import ScriptedRuntime
 
@@ -79,3 +79,40 @@ async def test_resolve_waits_for_the_first_answer_and_asks_again_for_a_new_model
         assert (await catalog.resolve("a")).name == "a"
     changing.models = ("a", "pulled")
     assert (await catalog.resolve("pulled")).name == "pulled"
+
+
+async def test_a_recent_answer_is_kept_and_its_age_told(autojump_clock):
+    changing = runtime("one", "a")
+    catalog = Catalog({"one": changing}, lambda: 0)
+    assert await catalog.recent() == 0.0  # there was none
+    changing.models = ("a", "b")
+    await trio.sleep(LISTED_S / 2)
+    assert (await catalog.recent(), len(catalog.models)) == (LISTED_S / 2, 1)
+    await catalog.refresh()
+    assert (await catalog.recent(), len(catalog.models)) == (0.0, 2)
+    changing.models = ("b",)
+    await trio.sleep(LISTED_S)
+    assert (await catalog.recent(), len(catalog.models)) == (0.0, 1)
+
+
+async def test_whoever_wants_a_recent_answer_waits_for_one_round_at_most_but_for_the_one_under_way(autojump_clock):
+    class Slow(ScriptedRuntime):
+        asked = 0
+
+        async def probe(self):
+            self.asked += 1
+            await trio.sleep(10)
+            return await ScriptedRuntime.probe(self)
+
+    slow = Slow(lambda: 0, name="slow")
+    catalog, ages = Catalog({"slow": slow}, lambda: 0), []
+
+    async def ask():
+        ages.append(await catalog.recent())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        await trio.sleep(9)
+        for _ in range(20):  # the round under way began too long ago for them
+            nursery.start_soon(ask)
+    assert (slow.asked, ages) == (2, [10.0] * 21)

@@ -13,7 +13,7 @@ from actors.reply_line import Begun, Ended, ReplyLine
 from actors.session import SessionRequest
 from engine.domain.errors import InvalidRequest, ModelNotFound, UpstreamTimeout
 from engine.domain.generation import Chunk, EndReason, GenerationRequest, Origin
-from engine.settings import Settings
+from engine.settings import PoolSettings, Settings
 from tests.fakes.runtime import Cut, End, Fail, Say, ScriptedRuntime, words
 from tests.fakes.slice import running_slice
 
@@ -33,7 +33,8 @@ def runtime(default=None, **scripts):
 
 
 def council(**asked):
-    return Settings(councils={"wise": {"members": ["a", "b", "c"], **asked}})
+    wise = {"members": ["a", "b", "c"], **asked}
+    return Settings(councils={"wise": wise}, pool=PoolSettings(prefetch="none"))  # nobody speaks but who is asked
 
 
 def start(s, name="council/wise", reply=None):

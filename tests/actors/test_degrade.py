@@ -35,7 +35,7 @@ from engine.domain.telemetry import Telemetry
 from policies.degrade import Ladder
 from policies.load import load_policies
 from tests.domain.strategies import PARAMS
-from transport.wire.frames import encode_payload
+from transport.wire.frames import encode_event
 
 POLICIES = load_policies()
 POLICY = POLICIES.degrade
@@ -112,7 +112,7 @@ class World:
     def assert_all_text_was_told(self):
         told = dict.fromkeys(self.said, b"")
         for event in self.events(TOKEN):
-            for item in msgspec.json.decode(encode_payload(event, with_top=True))["tokens"]:
+            for item in msgspec.json.decode(encode_event(event, with_top=True))["payload"]["tokens"]:
                 stream_id = event.payload.stream_id
                 assert item["offset"] == len(told[stream_id])
                 told[stream_id] += item["text"].encode()
@@ -205,7 +205,7 @@ async def told_at(waiting, count=20):
         await trio.sleep(0.02)
         world.take()
         (event,) = world.events(TOKEN)
-        return msgspec.json.decode(encode_payload(event, with_top=True))["tokens"], world
+        return msgspec.json.decode(encode_event(event, with_top=True))["payload"]["tokens"], world
 
 
 VISUAL = ("energy", "energy_base", "logprob")

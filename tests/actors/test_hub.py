@@ -57,6 +57,18 @@ async def test_subscriptions_filter_and_answer_with_the_full_set(autojump_clock)
         assert client.text() == "".join(f"w{i} " for i in range(20))
 
 
+async def test_who_wants_the_same_has_the_same_subscription(autojump_clock):
+    async with running_slice() as s:
+        for patterns in (["energy.*"], ["energy.*", "council.*"], ["energy.*"]):
+            s.client()
+            send(s, -1, type="subscribe", patterns=patterns)
+        send(s, 1, type="unsubscribe", patterns=["council.*"])
+        first, second, third = s.core.hub.clients
+        assert first.wanted is second.wanted is third.wanted
+        send(s, 2, type="subscribe", top=True)
+        assert third.wanted == third.subscription != first.wanted
+
+
 async def test_one_session_only(autojump_clock):
     async with running_slice(lambda c: ScriptedRuntime(c, words(10))) as s:
         client = s.client()

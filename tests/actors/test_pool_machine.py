@@ -8,19 +8,24 @@ memory, and whether the first in the queue really has to wait, found by trying e
 from __future__ import annotations
 
 import itertools
-import threading
 
 import attrs
 import trio
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
-from trio.testing import MockClock, wait_all_tasks_blocked
 
 from actors.lease import Grant
-from engine.domain.errors import EngineError, InsufficientMemory, SessionConflict, TierLimitExceeded
+from engine.domain.errors import (
+    EngineError,
+    InsufficientMemory,
+    RuntimeUnavailable,
+    SessionConflict,
+    TierLimitExceeded,
+)
 from engine.domain.models import ModelState
 from tests.actors.pool_rig import rig
+from tests.actors.trio_world import World
 
 SIZES = {"a": 3, "b": 3, "c": 5, "d": 2, "e": 11, "free": None}
 BUDGET, MODELS_MAX, PARALLEL_MAX, STREAMS_MAX, COOL_S = 10, 3, 2, 4, 30
@@ -45,57 +50,17 @@ class Caller:
         return [grant.model for grant in self.got if isinstance(grant, Grant)]
 
 
-class World:
-    """The pool in its thread: `do` runs a function there and comes back when everything rests."""
-
-    def __init__(self):
-        self.ready = threading.Event()
-        self.error: BaseException | None = None
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
-        assert self.ready.wait(20)
-
-    def _run(self):
-        try:
-            self.clock = MockClock()
-            trio.run(self._main, clock=self.clock)
-        except BaseException as error:
-            self.error = error
-        self.ready.set()
-
-    async def _main(self):
-        self.token, self.stop = trio.lowlevel.current_trio_token(), trio.Event()
-        limits = {"budget_bytes": BUDGET, "model_bytes_max": 10, "cooldown_us": COOL_S * 1_000_000}
-        async with rig(SIZES, load_s=2, parallel=PARALLEL_MAX, loaded=MODELS_MAX, streams=STREAMS_MAX, **limits) as p:
-            self.rig = p
-            self.tasks = trio.lowlevel.current_statistics().tasks_living
-            self.ready.set()
-            await self.stop.wait()
-            p.nursery.cancel_scope.cancel()
-
-    def do(self, call, *args):
-        async def step():
-            result = await call(*args) if call is not None else None
-            await wait_all_tasks_blocked()
-            return result
-
-        assert self.error is None, self.error
-        return trio.from_thread.run(step, trio_token=self.token)
-
-    def close(self):
-        if self.error is None:
-            trio.from_thread.run_sync(self.stop.set, trio_token=self.token)
-        self.thread.join(20)
-        assert not self.thread.is_alive()
-        if self.error is not None:
-            raise self.error
+def pool_rig():
+    limits = {"budget_bytes": BUDGET, "model_bytes_max": 10, "cooldown_us": COOL_S * 1_000_000}
+    return rig(SIZES, load_s=2, parallel=PARALLEL_MAX, loaded=MODELS_MAX, streams=STREAMS_MAX, **limits)
 
 
 class PoolMachine(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
-        self.world = World()
-        self.p = self.world.rig
+        self.world = World(pool_rig)
+        self.p = self.world.it
+        self.refs = {name: self.p.ref(name) for name in MODELS}  # also for while its runtime is away
         self.callers: list[Caller] = []
         self.pins = self.broke = False  # ever
         self.unloads = 0
@@ -127,12 +92,12 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(name=models)
     def ask(self, name):
-        ref = self.p.ref(name)
+        ref = self.refs[name]
         self.come(Caller((name,)), lambda: self.p.handle.lease(ref, self.p.teller(name)))
 
     @rule(names=st.lists(models, min_size=1, max_size=3))
     def ask_for_a_set(self, names):
-        refs = self.p.refs(names)
+        refs = [self.refs[name] for name in names]
         self.come(Caller(tuple(names)), lambda: self.p.handle.lease_set(refs, self.p.tell_of))
 
     @rule(name=models, pin=st.booleans())
@@ -143,7 +108,7 @@ class PoolMachine(RuleBasedStateMachine):
         async def loading():
             with caller.scope:
                 try:
-                    caller.got = (await self.p.handle.load(self.p.ref(name), self.p.teller(name), pin=pin),)
+                    caller.got = (await self.p.handle.load(self.refs[name], self.p.teller(name), pin=pin),)
                 except EngineError as error:
                     caller.got = error
             caller.gone = True
@@ -159,7 +124,7 @@ class PoolMachine(RuleBasedStateMachine):
         before = list(self.p.runtime.unloads)
 
         async def start():
-            self.p.start(self.p.handle.prefetch, self.p.ref(name))
+            self.p.start(self.p.handle.prefetch, self.refs[name])
 
         self.world.do(start)
         assert self.p.runtime.unloads == before
@@ -179,8 +144,8 @@ class PoolMachine(RuleBasedStateMachine):
 
         async def unloading():
             try:
-                return await self.p.handle.unload(self.p.ref(name))
-            except SessionConflict as error:
+                return await self.p.handle.unload(self.refs[name])
+            except (SessionConflict, RuntimeUnavailable) as error:
                 return error
 
         answer = self.world.do(unloading)
@@ -194,10 +159,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.pass_time(seconds)
 
     def pass_time(self, seconds):
-        for _ in range(round(seconds * 2)):
-            self.world.clock.jump(0.5)
-            self.world.do(None)
-            self.watch()
+        self.world.pass_time(seconds, 0.5, self.watch)
 
     @rule(name=models)
     def breaks(self, name):
@@ -206,12 +168,21 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule()
     def runtime_crashes(self):
-        async def crash():
-            self.p.runtime.in_memory.clear()
-            await self.p.catalog.refresh()
+        """And is back before anybody looked."""
+        self.p.runtime.in_memory.clear()
+        self.runtimes_are_asked()
 
-        self.pass_time(0.5)
-        self.world.do(crash)
+    @rule(dies=st.booleans())
+    def runtime_leaves(self, dies):
+        """Or hangs: then it keeps what it has in memory."""
+        self.broke = True  # loads may fail
+        self.p.runtime.dies() if dies else self.p.runtime.hangs()
+        self.runtimes_are_asked()
+
+    @rule()
+    def runtime_comes_back(self):
+        self.p.runtime.comes_back()
+        self.runtimes_are_asked()
 
     @rule()
     def runtimes_are_asked(self):
@@ -301,6 +272,7 @@ class PoolMachine(RuleBasedStateMachine):
             if not leases.get(name)
             and (name not in entries or (entries[name].state is ModelState.READY and not entries[name].pinned))
             and others[name].cool_until_us <= now_us
+            and not others[name].stuck
         ]
         for count in range(len(may_go) + 1):
             for go in itertools.combinations(may_go, count):
@@ -316,21 +288,18 @@ class PoolMachine(RuleBasedStateMachine):
         for caller in self.callers:
             self.world.do(self.cancel, caller)
         self.p.runtime.broken.clear()
+        self.runtime_comes_back()
         self.pass_time(5)
         pool = self.p.pool
         assert (pool.streams, pool.queued) == (0, 0)
         assert not any(entry.holders or entry.waiting for entry in pool.memory.entries.values())
         assert not any(e.state in (ModelState.LOADING, ModelState.UNLOADING) for e in pool.memory.entries.values())
         self.pass_time(31)
-        living = self.world.do(self.count_tasks)
-        assert living <= self.world.tasks + 1  # an alarm may still be set
+        assert self.world.count_tasks() <= self.world.tasks + 1  # an alarm may still be set
         if not any(entry.pinned for entry in pool.memory.entries.values()):
             self.ask("a")
             self.pass_time(3)
             assert self.callers[-1].holds == ["a"]
-
-    async def count_tasks(self):
-        return trio.lowlevel.current_statistics().tasks_living - 1  # without the one that counts
 
 
 PoolMachine.TestCase.settings = settings(

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
+from trio.testing import wait_all_tasks_blocked
 
 from actors.prefetcher import PAUSE_S, Prefetcher
+from engine.domain.errors import UpstreamTimeout
+from engine.domain.models import ModelState
 from tests.actors.pool_rig import GB, rig
+from tests.fakes.runtime import Fail, Say, words
 
 SIZES = {"a": 2 * GB, "b": 2 * GB, "c:latest": 2 * GB, "d": 2 * GB}
 LIMITS = {"budget_bytes": 6 * GB, "cooldown_us": 30_000_000}
@@ -102,3 +107,38 @@ async def test_with_nothing_to_look_for_it_ends(autojump_clock):
     async with rig(SIZES) as p:
         with trio.fail_after(1):
             await Prefetcher(p.catalog, p.handle, often=False).run(task_status=trio.TASK_STATUS_IGNORED)
+
+
+async def test_what_comes_in_before_it_is_asked_for_is_warmed_up(autojump_clock):
+    async with rig(SIZES, load_s=1.0) as p:
+        p.runtime.script = words(3, 0.5)
+        await p.handle.prefetch(p.ref("a"))
+        await trio.sleep(1)
+        assert [(r.model, r.parameters.max_tokens) for r in p.runtime.requests] == [("a", 1)]
+        assert (p.runtime.opened, p.runtime.closed) == (1, 1)
+        await p.use("b")
+        assert len(p.runtime.requests) == 1  # what is asked for is warmed up by its answer
+
+
+async def test_nobody_waits_for_a_model_to_be_warmed_up(autojump_clock):
+    async with rig(SIZES, load_s=1.0) as p:
+        p.runtime.script = (Say("late", 5.0),)
+        await p.handle.prefetch(p.ref("a"))
+        await trio.sleep(0.5)
+        assert (p.runtime.opened, p.runtime.closed) == (1, 0)
+        assert (await p.use("a")).cold is False
+        await wait_all_tasks_blocked()
+        assert (trio.current_time(), p.runtime.closed) == (1.5, 1)
+        await p.handle.prefetch(p.ref("b"))
+        await trio.sleep(0.5)
+        await p.handle.unload(p.ref("b"))
+        assert p.runtime.opened == p.runtime.closed == 2
+
+
+@pytest.mark.parametrize("script", [(Fail(UpstreamTimeout("gone")),), (Say("late", 60.0),)])
+async def test_a_model_that_does_not_warm_up_is_in_memory_all_the_same(autojump_clock, script):
+    async with rig(SIZES) as p:
+        p.runtime.script = script
+        assert (await p.handle.prefetch(p.ref("a"))).cold is True
+        await trio.sleep(10.5)
+        assert (p.state("a"), p.runtime.opened, p.runtime.closed) == (ModelState.READY, 1, 1)

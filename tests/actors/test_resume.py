@@ -183,13 +183,13 @@ async def test_what_refused_to_go_on_is_told_with_what_broke(autojump_clock):
 
 async def test_a_runtime_that_cannot_go_on_with_a_text_is_not_asked(autojump_clock):
     run = Run.of((*HALF, Cut()), (Say(" a"), End()))
-    run.runtime.kind = "embedded"
+    run.runtime.kind = "synthetic"
     assert "cannot go on with a text" in (await failure_of(run)).details["not_resumed"]
     assert run.runtime.opened == 1
 
 
 async def test_another_model_goes_on_and_is_named(autojump_clock):
-    other = Breaking(EngineClock.start(), scripts=[(Say(" a"), End())], name="other", kind="openai")
+    other = Breaking(EngineClock.start(), scripts=[(Say(" a"), End())], name="other", kind="embedded")
     lent, back = [], []
 
     @asynccontextmanager

@@ -17,19 +17,23 @@ FILE: Final = Path(schemas.__file__).parent / schemas.EXAMPLES_FILE
 EXAMPLES_MAX: Final = 4  # of one schema
 VALUES: Final[Mapping[str, Any]] = {
     "<at: str>": "2026-11-20T09:15:02.125Z",
+    "<at_s: int>": 1_795_169_702,
     "<boot: str>": "9f2c41d7",
     "<connection_id: str>": "5e0d7a3b9c1f2846",
     "<float>": 0.0,
     "<frame: int>": 90210,
     "<int>": 0,
+    "<last_seen_at: str>": "2026-11-20T09:15:32.125Z",
     "<last_used: str>": "2026-11-20T09:15:04.250Z",
     "<message: str>": "what is wrong, and what to do about it",
     "<policy_hash: str>": "0b7e61c2d9a4",
     "<ram_budget_bytes: int>": 16_000_000_000,
     "<ram_total_bytes: int>": 33_557_630_976,
+    "<registered_at: str>": "2026-11-20T09:15:02.125Z",
     "<since: str>": "2026-11-01",
     "<tier_reason: str>": "chosen by the configuration",
     "<ts_ms: int>": 1_795_169_209_123,
+    "<uptime_seconds: int>": 3600,
     "<version: str>": "0.1.0",
     "<vram_budget_bytes: int>": 12_000_000_000,
 }
@@ -70,6 +74,8 @@ def instances(name: str, golden: Any) -> Iterator[tuple[str, Any]]:
             yield BODIES.get(body, VARIANTS.get(body, body)), sample["body"]
         case ["requests", asked]:
             yield REQUESTS.get(asked, asked), sample
+        case ["services", schema]:  # each sample has the name of its schema
+            yield schema, sample
         case ["errors", "codes"]:
             yield from (("error", entry["body"]) for entry in sample.values())
         case ["errors", _]:

@@ -31,6 +31,7 @@ from engine.domain.generation import Chunk, EndReason, GenerationEnd, TokenKind,
 from engine.settings import LensSettings, LimitSettings, ResumeSettings, Settings
 from engine.state import EngineAddress, write_address
 from tests.actors.test_resume import Breaking
+from tests.contract.services import record_services
 from tests.domain.strategies import PARAMS
 from tests.fakes.api import TOKEN, Answer, Api, running_api
 from tests.fakes.runtime import End, Fail, Say, ScriptedRuntime, Step, words
@@ -39,8 +40,8 @@ from tests.fakes.slice import RecordingSink
 Samples = dict[str, Any]
 
 VOLATILE: Final = frozenset(
-    "at boot connection_id found frame last_used message pid policy_hash ram_total_bytes ram_budget_bytes since "
-    "tier_reason ts_ms version vram_budget_bytes".split()
+    "at at_s boot connection_id found frame last_seen_at last_used message pid policy_hash ram_total_bytes "
+    "ram_budget_bytes registered_at since tier_reason ts_ms uptime_seconds version vram_budget_bytes".split()
 )
 NEVER_ANSWERED: Final = (AddressInUse, ConfigError)  # they end the process before anybody could ask
 REQUEST_ID: Final = "request-1"
@@ -56,7 +57,7 @@ class ChunkRuntime(ScriptedRuntime):
     async def _chunks(self):
         for after_s, chunk in self.chunks:
             await trio.sleep(after_s)
-            yield attrs.evolve(chunk, t_us=self.clock())
+            yield msgspec.structs.replace(chunk, t_us=self.clock())
 
 
 def _entry(token: str, *logprobs: float) -> TokenLogprob:
@@ -103,7 +104,7 @@ def shape(sample: Any) -> Any:
 
 async def _record_engine() -> Samples:
     samples: Samples = {}
-    for part in (_websocket, _council, _degraded, _streams, _bodies, _refusals):
+    for part in (_websocket, _council, _degraded, _streams, _bodies, _refusals, record_services):
         samples |= await part()
     return samples
 

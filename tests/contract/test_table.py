@@ -27,7 +27,7 @@ EVENTS = {
     "experience.session_start": "mode models dropped_models parameters energy_params origin synthetic",
     "experience.token": "stream_id model tokens",
     "experience.model": "model state progress position reason",
-    "experience.seam": "stream_id model position offset reason attempt",
+    "experience.seam": "stream_id model position offset reason attempt origin",
     "council.formed": "council_id models dropped_models plan weights",
     "council.model_start": "council_id stream_id model",
     "council.model_end": "council_id stream_id model reason tokens",

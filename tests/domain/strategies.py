@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import attrs
+import msgspec
 from hypothesis import strategies as st
 
 from engine.domain.energy import EnergyParams
@@ -71,4 +71,4 @@ def token_streams(draw: st.DrawFn, logprobs: st.SearchStrategy[list[float]] = wi
 
 
 def shifted(tokens: list[Token], by_us: int) -> list[Token]:
-    return [attrs.evolve(t, t_us=t.t_us + by_us) for t in tokens]
+    return [msgspec.structs.replace(t, t_us=t.t_us + by_us) for t in tokens]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import itertools
 
-import attrs
+import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -76,7 +76,7 @@ def test_the_first_of_a_chunk_has_the_gap_and_the_others_none(stream):
 
 @given(streams)
 def test_gaps_add_up_to_the_time_between_first_and_last(stream):
-    ordered = [attrs.evolve(chunk, t_us=1000 * n) for n, chunk in enumerate(stream)]
+    ordered = [msgspec.structs.replace(chunk, t_us=1000 * n) for n, chunk in enumerate(stream)]
     tokens = [token for batch in taken(ordered) for token in batch]
     if tokens:
         assert sum(token.delta_us or 0 for token in tokens) == tokens[-1].t_us - tokens[0].t_us

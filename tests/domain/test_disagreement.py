@@ -6,28 +6,51 @@ import itertools
 import math
 from fractions import Fraction
 
+import attrs
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from engine.domain.disagreement import Distribution, compare, distribution, symbol, timing_disagreement
+from engine.domain.disagreement import Comparison, Table, compare, symbol, tabulate, timing_disagreement
 from engine.domain.generation import TopEntry
 from tests.domain.councils import entries, top_lists
 
 councils = st.lists(top_lists(), min_size=2, max_size=6)
 
 
-def said(probabilities: dict[str, float]) -> Distribution:
-    found = distribution(entries(probabilities), 10)
-    assert found is not None
-    return found
+@attrs.frozen
+class Row:
+    """One distribution of a table."""
+
+    symbols: dict[str, float]
+    other: float
+
+
+def rows_of(table: Table) -> list[Row]:
+    return [
+        Row({key: float(p) for key, p in zip(table.symbols, column[1:], strict=True) if p > 0}, float(column[0]))
+        for column in table.masses.T
+    ]
+
+
+def table_of(lists) -> Table:
+    return tabulate([entries(one) for one in lists], 10)
+
+
+def compared(lists) -> Comparison:
+    return compare(table_of(lists))
+
+
+def said(probabilities: dict[str, float]) -> Row:
+    (row,) = rows_of(table_of([probabilities]))
+    return row
 
 
 def di(*lists: dict[str, float]) -> float:
-    return compare([said(one) for one in lists]).di
+    return compared(lists).di
 
 
-def reference(rows: list[Distribution]) -> float:
+def reference(rows: list[Row]) -> float:
     """DI as the mean divergence of each row from the average, with exact probabilities and natural logarithms."""
     exact = [{("listed", key): Fraction(p) for key, p in row.symbols.items() if p > 0} for row in rows]
     for given_row, row in zip(rows, exact, strict=True):
@@ -60,13 +83,13 @@ def test_disjoint_ones_disagree_fully(count):
 @pytest.mark.parametrize("count", range(2, 7))
 def test_equal_ones_do_not_disagree_at_all(count):
     row = {"a": 0.37, "b": 0.21, "c": 0.1 / 3}
-    found = compare([said(row)] * count)
+    found = compared([row] * count)
     assert found.di == 0.0
     assert found.agreement == (1.0,) * math.comb(count, 2)
 
 
 def test_flat_ones_are_uncertain_but_agree():
-    found = compare([said(dict.fromkeys("abcd", 0.25))] * 3)
+    found = compared([dict.fromkeys("abcd", 0.25)] * 3)
     assert found.di == 0.0
     assert found.mixture_uncertainty == pytest.approx(0.75)
 
@@ -82,13 +105,13 @@ def test_timing_needs_two_that_took_time(paces):
 
 
 def test_uncovered_mass_is_no_symbol_of_the_mixture():
-    found = compare([said({"a": 0.1}), said({"a": 0.3})])
+    found = compared([{"a": 0.1}, {"a": 0.3}])
     assert found.mixture_uncertainty == pytest.approx(0.8)
 
 
 def test_one_distribution_has_nobody_to_disagree_with():
     with pytest.raises(ValueError, match="two"):
-        compare([said({"a": 1.0})])
+        compared([{"a": 1.0}])
 
 
 # ── symbols and lists ──
@@ -124,15 +147,22 @@ def test_spellings_of_one_symbol_are_added_up():
 
 
 def test_only_the_most_probable_entries_count():
-    found = distribution(entries({"c": 0.1, "a": 0.5, "b": 0.3}), 2)
-    assert found is not None
+    (found,) = rows_of(tabulate([entries({"c": 0.1, "a": 0.5, "b": 0.3})], 2))
     assert found.symbols == pytest.approx({"a": 0.5, "b": 0.3})
     assert found.other == pytest.approx(0.2)
 
 
 @pytest.mark.parametrize("logprobs", [(), (math.nan,), (-math.inf, -math.inf), (-1e6,)])
-def test_a_list_without_mass_is_none(logprobs):
-    assert distribution([TopEntry("a", lp) for lp in logprobs], 10) is None
+def test_a_list_without_mass_has_no_place(logprobs):
+    empty = [TopEntry("a", lp) for lp in logprobs]
+    assert rows_of(tabulate([empty], 10)) == []
+    table = tabulate([entries({"a": 0.5}), empty, entries({"b": 0.5})], 10)
+    assert (table.lists, compare(table).di) == ([0, 2], pytest.approx(0.5))
+
+
+def test_a_list_of_more_than_everything_is_brought_to_one():
+    rows = rows_of(tabulate([[TopEntry("a", 0.0), TopEntry("b", 0.0)], [TopEntry("a", 1e-9)], entries({"c": 0.5})], 10))
+    assert rows == [Row({"a": 0.5, "b": 0.5}, 0.0), Row({"a": 1.0}, 0.0), Row({"c": 0.5}, 0.5)]
 
 
 def test_the_symbol_of_uncovered_mass_is_not_a_token():
@@ -144,8 +174,8 @@ def test_the_symbol_of_uncovered_mass_is_not_a_token():
 
 @given(councils)
 def test_like_the_reference(lists):
-    rows = [said(one) for one in lists]
-    found = compare(rows)
+    table = table_of(lists)
+    rows, found = rows_of(table), compare(table)
     assert found.di == pytest.approx(reference(rows), abs=1e-9)
     pairs = itertools.combinations(rows, 2)
     assert found.agreement == pytest.approx([1 - reference(list(pair)) for pair in pairs], abs=1e-9)
@@ -153,17 +183,17 @@ def test_like_the_reference(lists):
 
 @given(councils, st.randoms(use_true_random=False))
 def test_range_and_any_order_of_members_and_entries(lists, random):
-    found = compare([said(one) for one in lists])
+    found = compared(lists)
     assert 0.0 <= found.di <= 1.0
     assert 0.0 <= found.mixture_uncertainty <= 1.0
     assert all(0.0 <= value <= 1.0 for value in found.agreement)
     mixed = [dict(random.sample(list(one.items()), len(one))) for one in random.sample(lists, len(lists))]
-    again = compare([said(one) for one in mixed])
+    again = compared(mixed)
     assert again.di == pytest.approx(found.di, abs=1e-12)
     assert sorted(again.agreement) == pytest.approx(sorted(found.agreement), abs=1e-12)
 
 
-def distance(rows: list[Distribution]) -> float:
+def distance(rows: list[Row]) -> float:
     """The largest difference of a probability between any two rows."""
     keys = {key for row in rows for key in row.symbols}
     columns = [[row.symbols.get(key, 0.0) for row in rows] for key in keys] + [[row.other for row in rows]]
@@ -172,30 +202,32 @@ def distance(rows: list[Distribution]) -> float:
 
 @given(st.lists(top_lists(st.sampled_from("ab")), min_size=2, max_size=3) | councils)
 def test_zero_exactly_when_equal(lists):
-    rows = [said(one) for one in lists]
+    rows = rows_of(table_of(lists))
     assume(distance(rows) < 1e-12 or distance(rows) > 1e-4)
-    assert (compare(rows).di < 1e-12) == (distance(rows) < 1e-12)
+    assert (compared(lists).di < 1e-12) == (distance(rows) < 1e-12)
 
 
 @given(st.lists(top_lists(st.sampled_from("abcdefgh")), min_size=2, max_size=3) | councils)
 def test_one_exactly_when_disjoint(lists):
-    rows = [said(one) for one in lists]
+    rows = rows_of(table_of(lists))
     overlap = max(
         sum(min(a.symbols.get(key, 0.0), b.symbols.get(key, 0.0)) for key in a.symbols) + min(a.other, b.other)
         for a, b in itertools.combinations(rows, 2)
     )
     assume(overlap < 1e-12 or overlap > 1e-6)
-    assert (compare(rows).di > 1 - 1e-9) == (overlap < 1e-12)
+    assert (compared(lists).di > 1 - 1e-9) == (overlap < 1e-12)
 
 
 @given(st.lists(st.tuples(st.text(max_size=3), st.floats(allow_nan=True)), max_size=15))
 def test_any_list_is_a_distribution_or_none(pairs):
-    found = distribution([TopEntry(text, logprob) for text, logprob in pairs], 10)
-    if found is not None:
+    top = [TopEntry(text, logprob) for text, logprob in pairs]
+    table = tabulate([top, top], 10)
+    for found in rows_of(table):
         assert math.fsum(found.symbols.values()) + found.other == pytest.approx(1.0)
-        assert min(found.symbols.values()) >= 0.0
         assert found.other >= 0.0
-        assert compare([found, found]).di == 0.0
+    assert len(table.lists) in (0, 2)
+    if table.lists:
+        assert compare(table).di == 0.0
 
 
 @given(st.text())

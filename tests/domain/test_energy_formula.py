@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-import attrs
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -120,6 +120,6 @@ def test_the_meter_is_the_published_formula(tokens):
 
 
 def test_the_chosen_tokens_own_probability_counts_when_there_is_no_list():
-    without_list = attrs.evolve(token(0, 0, None, [-0.7]), top=())
+    without_list = msgspec.structs.replace(token(0, 0, None, [-0.7]), top=())
     sample = EnergyMeter.started(PARAMS, 0).token(without_list)
     assert sample.uncertainty.certainty == pytest.approx(math.exp(-0.7), abs=EXACT)

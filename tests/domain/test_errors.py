@@ -60,9 +60,11 @@ def test_what_is_not_there_now_is_worth_repeating(status):
     assert all(error.retryable for error in LEAVES if error.status == status)
 
 
-def test_a_code_belongs_to_one_error():
-    codes = [error.code for error in LEAVES if error.code != EngineError.code]
+def test_a_code_belongs_to_one_error_and_its_kinds():
+    """A kind without a code of its own is told as what it is a kind of."""
+    codes = [error.code for error in LEAVES if "code" in vars(error) and error.code != EngineError.code]
     assert len(codes) == len(set(codes))
+    assert {error.code for error in LEAVES} == {*codes, EngineError.code}
 
 
 @pytest.mark.parametrize("error", LEAVES)

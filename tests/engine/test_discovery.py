@@ -11,6 +11,7 @@ from actors.ledger import LedgerHandle
 from actors.registrar import OwnAgent
 from engine.discovery import RESTARTS, Discovery
 from engine.domain.errors import InternalError, Overloaded
+from engine.schemas import read_schemas
 from engine.settings import ServiceSettings, Settings
 from engine.store import Database
 from tests.actors.test_registry import card
@@ -34,7 +35,7 @@ def made(**services) -> Discovery:
     ],
 )
 async def test_what_is_offered(services, offered):
-    assert [(offer.name, offer.port) for offer in made(**services).offers()] == offered
+    assert [(offer.name, offer.port) for offer in made(**services).offers(read_schemas())] == offered
 
 
 @pytest.mark.parametrize("registry", ["http://192.168.1.5:6121", "https://127.0.0.1:6121", "on", "http://evil.example"])

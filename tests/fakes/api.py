@@ -21,9 +21,9 @@ from tests.fakes.runtime import ScriptedRuntime
 from tests.fakes.slice import MID, Slice, running_slice
 from transport.endpoint import FrameCounters
 from web.app import create_app
+from web.assets import Asset
 from web.guard import HttpCounters
-from web.handles import Engine
-from web.page import Asset
+from web.handles import PUSH, Engine
 
 Message = MutableMapping[str, Any]
 
@@ -63,10 +63,12 @@ class Answer:
 @attrs.define(eq=False)
 class Connection:
     """The client's end of one request, as ASGI sees it. PIECES_MAX pieces of the answer wait for a client that does not
-    read; then the app is held."""
+    read; then the app is held. Every other piece that is pushed is taken, the rest have to be sent."""
 
     status: int = 0
     headers: dict[str, str] = attrs.field(factory=dict)
+    pushed: int = 0  # pieces that were taken
+    _asked_to_push: int = 0
     _asked: tuple[trio.MemorySendChannel[Message], trio.MemoryReceiveChannel[Message]] = attrs.field(
         factory=lambda: trio.open_memory_channel[Message](8)
     )
@@ -76,7 +78,20 @@ class Connection:
 
     async def serve(self, app: QuartTrio, scope: Message) -> None:
         with self._pieces[0]:
-            await app(scope, self._asked[1].receive, self.send)  # type: ignore[arg-type]
+            await app(scope | {PUSH: self.push}, self._asked[1].receive, self.send)  # type: ignore[arg-type]
+
+    def push(self, data: bytes) -> bool:
+        assert self.status, "before the head"
+        assert data, "an empty piece ends a body"
+        self._asked_to_push += 1
+        if self._asked_to_push % 2:
+            return False
+        try:
+            self._pieces[0].send_nowait(data)
+        except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+        self.pushed += 1
+        return True
 
     def ask(self, body: bytes, *, whole: bool) -> None:
         self._asked[0].send_nowait({"type": "http.request", "body": body, "more_body": not whole})
@@ -173,7 +188,9 @@ def _scope(method: str, target: str, headers: Mapping[str, str]) -> Message:
 
 @asynccontextmanager
 async def running_api(
-    make_runtime: Callable[[EngineClock], ScriptedRuntime] = ScriptedRuntime, settings: Settings | None = None
+    make_runtime: Callable[[EngineClock], ScriptedRuntime] = ScriptedRuntime,
+    settings: Settings | None = None,
+    assets: Mapping[str, Asset] = ASSETS,
 ) -> AsyncIterator[Api]:
     """Runs until the block ends, then drains as the engine does at shutdown."""
     settings = settings or Settings()
@@ -182,7 +199,7 @@ async def running_api(
         engine = handles(running.core, settings, policies_of(settings), MID, TOKEN, WS_PORT, edges)
         app = create_app(
             engine,
-            ASSETS,
+            assets,
             read_schemas(),
             body_bytes_max=settings.limits.body_bytes_max,
             lens_body_bytes_max=settings.lens.body_bytes_max,

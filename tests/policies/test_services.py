@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from importlib import resources
+
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.domain.errors import ConfigError
+from policies.load import Policies, load_policies
 from policies.services import SERVICES_MAX, Offer, load_services, stand_in
 from policies.source import parse
 
@@ -137,3 +141,29 @@ def test_only_a_local_model_that_answers_stands_in_and_a_demonstration_last(give
     real = [offer for offer in fit if offer.kind not in ("embedded", "synthetic")]
     built_in = [offer for offer in fit if offer.kind == "embedded"]
     assert found == (real or built_in or fit)[0].name
+
+
+@pytest.mark.parametrize(
+    ("services", "taxonomy"),
+    [
+        ("llama31_8b: {port: 9050}", ""),
+        ("tinyllama: {enabled: false}\ntlc_domain_classifier: {enabled: false}", ""),
+        ("mine: {port: 0, title: Mine, model: m, capabilities: [x]}", ""),
+        ("", "prompt: {answer_tokens_max: 8}"),
+        ("", "domains: {question: What about}"),
+    ],
+)
+def test_what_services_and_their_classifier_are_is_in_the_policy_hash(services, taxonomy):
+    def loaded(services: str, taxonomy: str) -> Policies:
+        return load_policies(services=parse(services or "{}", "a.yaml"), taxonomy=parse(taxonomy or "{}", "a.yaml"))
+
+    assert loaded("", "").policy_hash == load_policies().policy_hash
+    assert loaded(services, taxonomy).policy_hash != load_policies().policy_hash
+    assert loaded("llama31_8b: {port: 8050}", "").policy_hash == load_policies().policy_hash
+
+
+def test_every_file_of_policies_is_in_the_hash():
+    """A table that nobody reads, or that nobody hashes, would be one that nobody can rely on."""
+    files = {path.name.removesuffix(".yaml") for path in resources.files("policies").iterdir() if "yaml" in path.name}
+    of_policies = {field.name for field in attrs.fields(Policies)} - {"policy_hash"}
+    assert files - {"wf.example"} == of_policies

@@ -1,6 +1,6 @@
 """Tests where there is no network but loopback: `python -m tests.system.offline PYTEST_ARGUMENTS` becomes pytest in a
-network namespace of its own. Without arguments it is the whole suite, less what drives a browser or asks the registry
-of npm, and that is `make test-offline`."""
+network namespace of its own. Without arguments it is the whole suite, the page in its browser too, less what asks the
+registry of npm, and that is `make test-offline`."""
 
 from __future__ import annotations
 
@@ -17,9 +17,8 @@ from typing import Final
 ROOT: Final = Path(__file__).parents[2]
 INSIDE: Final = "--inside"  # this is the one in the namespace
 PYTEST: Final = ("-m", "pytest", "-q", "-p", "no:cacheprovider", "-rs")
-# What wants a browser or the registry of npm, and what would only run some of this again.
+# What wants the registry of npm, and what would only run some of this again.
 LEFT_OUT: Final = (
-    "--ignore=tests/browser",
     "--ignore=tests/web/test_types.py",
     "--ignore=tests/system/clients/test_node.py",
     "--ignore=tests/system/test_namespace.py",

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 import attrs
 import httpx
 
-WATCHDOG_S: Final = 30.0  # generous: only something stuck runs into it
+WATCHDOG_S: Final = 60.0  # generous: only something stuck runs into it
 STEP_S: Final = 0.02
 STEADY: Final = 10  # steps without a change
 TCP_LISTEN: Final = "0A"
@@ -42,6 +44,16 @@ def environment(folder: Path, **extra: str) -> dict[str, str]:
     own["WF_LLAMA_CPP__ENABLED"] = "false"
     own["WF_POOL__COOLDOWN_S"] = "0"  # tests ask many models in a row, and none is worth 30 s of waiting
     return {"PATH": path, "LANG": "C.UTF-8"} | own | extra
+
+
+def free_port() -> int:
+    """For a server that has to be told its port. It stays free until then: the kernel gives none of this range to
+    others by itself."""
+    while True:
+        port = secrets.choice(range(15_000, 32_000))
+        with socket.socket() as sock, suppress(OSError):
+            sock.bind(("127.0.0.1", port))
+            return port
 
 
 def wf(folder: Path, *words: str, env: dict[str, str] | None = None, **options: Any) -> subprocess.CompletedProcess:

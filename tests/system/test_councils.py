@@ -35,7 +35,8 @@ async def test_the_built_in_models_disagree_measurably(embedded):
     by_type = {line["type"]: line["payload"] for line in lines}
     assert by_type["experience.session_start"]["models"] == EMBEDDED
     assert by_type["experience.session_end"]["totals"]["tokens"] == 3 * 30
-    readings = [e["payload"]["ensemble"] for e in frames.events("energy.update") if e["payload"]["ensemble"]]
+    assert [e for e in frames.events("energy.update") if e["payload"]["ensemble"]]
+    readings = [line["payload"] for line in lines if line["type"] == "council.ensemble"]
     measured = [reading["di"] for reading in readings if reading["di_method"] == "jsd_topk"]
     assert measured
     assert all(0 <= di <= 1 for di in measured)

@@ -13,6 +13,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import attrs
 import msgspec
 import pytest
 import trio
@@ -114,6 +115,21 @@ async def answer_of(runtime: LlamaCppRuntime, request: GenerationRequest) -> lis
 
 def long() -> ServerSettings:
     return ServerSettings(context_length=ENDLESS_TOKENS + 100, parallel=1, threads=1)
+
+
+async def test_with_a_keep_alive_of_0_the_process_ends_with_the_answer(tmp_path: Path):
+    async with running(tmp_path) as runtime:
+        passing = attrs.evolve(asked(), keep_alive=0)
+        for _ in range(3):  # also when the one before is still about to end
+            assert (await answer_of(runtime, passing))[-1].end is not None
+        await until(lambda: children() == [])
+        assert await runtime.resident() == {}
+        assert runtime.counters.starts == 3
+        assert runtime.counters.crashes == 0
+        async with runtime.generate(asked()) as chunks:
+            await anext(chunks)
+            await answer_of(runtime, passing)
+            assert list(await runtime.resident() or ()) == ["lexicon"]  # somebody else reads on
 
 
 # ── answers ──

@@ -1,8 +1,7 @@
 """The proof that local answers need no network: tests of a real engine, run again where there is none but loopback.
 
 A few of them always; with `WF_NAMESPACE_SUITE=1` a broad part of the suite; with `make test-offline` all but what needs
-a browser or the registry of npm.
-a browser or npm.
+the registry of npm.
 """
 
 from __future__ import annotations

@@ -6,25 +6,28 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.fakes.fake_ollama import Behaviour, FakeOllama
-from tests.system.process import EngineProcess, wf
+from tests.system.process import STEP_S, WATCHDOG_S, EngineProcess, free_port, wf
 
 
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        return sock.getsockname()[1]
+def gone(pids: list[int]) -> bool:
+    """Within a generous time: a process that was killed may take a moment to end."""
+    for _ in range(round(WATCHDOG_S / STEP_S)):
+        if not any(map(is_running, pids)):
+            return True
+        time.sleep(STEP_S)
+    return False
 
 
 def is_running(pid: int) -> bool:
     """Zombies do not count: nobody may have taken their status yet."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
     except FileNotFoundError:
         return False
 
@@ -66,7 +69,7 @@ def test_it_is_started_used_started_again_and_stopped_with_us(start, ollama):
     engine.wait_for(lambda: health(engine)["state"] == "ready")
     engine.signal(signal.SIGTERM)
     assert engine.wait_exit() == 0
-    assert not [pid for run in ollama.starts for pid in (run["pid"], run["runner"]) if is_running(pid)]
+    assert gone([pid for run in ollama.starts for pid in (run["pid"], run["runner"])])
 
 
 def test_one_that_answers_already_is_used_and_not_touched(start, tmp_path, ollama):
@@ -115,7 +118,8 @@ def test_run_starts_one_for_a_single_answer_and_stops_it(tmp_path, ollama):
     answer = wf(tmp_path, "run", "mock:steady", "hello", env=settings(ollama))
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.strip()
-    assert [is_running(run["pid"]) for run in ollama.starts] == [False]
+    assert len(ollama.starts) == 1
+    assert gone([run["pid"] for run in ollama.starts])
 
 
 def test_pull_show_and_check(start, tmp_path, ollama):

@@ -30,6 +30,8 @@ TOLERANCE = 1e-4
 TOP_K = 10
 TOKENS = 60
 STALL_MS = 350  # of the tier; shorter under FINE
+HALTED_TOKENS = 900  # half a second of them
+HALTS_MAX = 10
 MODEL = gguf.bigram()
 # Constants under which even a fast stream is sometimes slow, so that every term of the energy moves.
 FINE = "policies: {energy: {tps_max: {high: 3000}, stall_ms: {high: 0.7}, ceil_ms: {high: 5}, half_life_ms: 10}}"
@@ -237,24 +239,39 @@ async def test_energy_between_tokens_and_after_the_last_is_the_closed_form(engin
 
 
 async def test_a_real_stall_is_seen_and_energy_falls_by_the_closed_form(engine, server):
-    """The server's process is halted in the middle of an answer, and let go on."""
-    body = {"model": "openai/bigram", "prompt": "the engine", "parameters": {"max_tokens": 900}}
-    async with frames_of(engine, top=True) as frames, engine.async_client() as http:
-        session_id = (await http.post("/generate", json=body)).json()["session_id"]
-        await frames.event("experience.token")
-        server.process.send_signal(signal.SIGSTOP)
-        try:
-            await frames.until(lambda: longest_silence(frames, session_id) > 2.5 * STALL_MS)
-        finally:
-            server.process.send_signal(signal.SIGCONT)
-        end = await frames.event("experience.session_end")
-        answer = Answer.of(frames, session_id, "the engine", [])
-    assert (end["payload"]["reason"], len(answer.tokens)) == ("length", 900)
+    """The server's process is halted in the middle of an answer, and let go on. On a busy machine an answer may be
+    over before we come to halt it; then it is asked for again."""
+    for _ in range(HALTS_MAX):
+        if (answer := await halted_answer(engine, server)) is not None:
+            break
+    assert answer is not None
+    assert (answer.end["reason"], len(answer.tokens)) == ("length", HALTED_TOKENS)
     assert_readings(answer)
     halted = max((stream for _, stream in answer.updates), key=lambda stream: stream["silence_ms"])
     assert (halted["state"], halted["stall"]) == ("STALLING", True)
     assert halted["energy"] < 0.9 * answer.tokens[halted["tokens"] - 1]["energy"]
     assert halted["tokens"] < answer.updates[-1][1]["tokens"]
+
+
+async def halted_answer(engine, server) -> Answer | None:
+    """None when it came to its end before the server was halted."""
+    body = {"model": "openai/bigram", "prompt": "the engine", "parameters": {"max_tokens": HALTED_TOKENS}}
+    async with frames_of(engine, top=True) as frames, engine.async_client() as http:
+        session_id = (await http.post("/generate", json=body)).json()["session_id"]
+        await frames.event("experience.token")
+        server.process.send_signal(signal.SIGSTOP)
+
+        def silent() -> bool:
+            return longest_silence(frames, session_id) > 2.5 * STALL_MS
+
+        try:
+            await frames.until(lambda: silent() or frames.events("experience.session_end"))
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+        if not silent():
+            return None
+        await frames.event("experience.session_end")
+        return Answer.of(frames, session_id, "the engine", [])
 
 
 async def test_certain_and_uncertain_tokens_differ(engine):

@@ -11,7 +11,7 @@ from contextlib import ExitStack
 import pytest
 import trio
 
-from tests.system.frames import LONG, frames_of, start_session
+from tests.system.frames import LONG, Event, FrameReader, frames_of, start_session
 from tests.system.process import upgrade
 
 SMALLEST_BUFFER = 4096  # bytes a client's kernel takes in for it
@@ -29,7 +29,7 @@ async def test_a_signal_ends_every_session_and_tells_every_client(start, number)
             streamed: list[bytes] = []
             nursery.start_soon(read_answer, engine, streamed)
             for frames in (one, two):
-                await frames.until(lambda frames=frames: len(frames.events("experience.token")) > 4)
+                await frames.until(lambda frames=frames: len(speaking(frames)) == 2)
             ids = {event["session_id"] for event in one.events("experience.session_start")}
             assert len(ids) == 2
             assert watched in ids
@@ -41,7 +41,7 @@ async def test_a_signal_ends_every_session_and_tells_every_client(start, number)
             assert {e["session_id"] for e in ends} == ids
             assert len(ends) == 2
             assert {e["payload"]["reason"] for e in ends} == {"shutdown"}
-            assert frames.events()[-1]["type"] == "experience.session_end"
+            assert of_sessions(frames)[-1]["type"] == "experience.session_end"
     answer = b"".join(streamed)
     assert b'"experience.session_end"' in answer
     assert b'"reason":"shutdown"' in answer
@@ -49,6 +49,15 @@ async def test_a_signal_ends_every_session_and_tells_every_client(start, number)
     assert await trio.to_thread.run_sync(engine.wait_exit) == 0
     assert "Traceback" not in engine.stderr()
     assert not (engine.state / "engine.json").exists()
+
+
+def of_sessions(frames: FrameReader) -> list[Event]:
+    return [event for event in frames.events() if not event["type"].startswith("system.")]
+
+
+def speaking(frames: FrameReader) -> set[str]:
+    """The sessions that have a token."""
+    return {event["session_id"] for event in frames.events("experience.token")}
 
 
 async def read_answer(engine, pieces: list[bytes]) -> None:

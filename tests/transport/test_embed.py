@@ -129,15 +129,12 @@ async def test_refused_embeddings(autojump_clock: trio.testing.MockClock):
 
 
 async def test_who_cannot_embed(tmp_path: Path):
-    silent: list[Embedder] = [
+    for runtime in (
         EmbeddedRuntime(virtual_clock),
         SyntheticRuntime(virtual_clock, 1),
         LlamaCppRuntime(virtual_clock, (), tmp_path, tmp_path),
-    ]
-    for runtime in silent:
-        error = await error_of(runtime)
-        assert isinstance(error, InvalidRequest)
-        assert "cannot embed" in error.message
+    ):
+        assert not isinstance(runtime, Embedder)
     too_many = EmbedRequest("m", ("a",) * (INPUTS_MAX + 1))
     server = ScriptedOllama({})
     for asked in (ollama_of(server), openai_of(server)):

@@ -52,12 +52,15 @@ class Way:
     status: int = 0
     content_type: str = ""
 
-    async def take(self, reply: Reply, *, leave_after: int | None = None, body: bytes = BODY) -> Any:
+    async def take(
+        self, reply: Reply, *, leave_after: int | None = None, body: bytes = BODY, as_it_comes: bool = False
+    ) -> Any:
         """Read the answer, or its first reads; the runtime that did it."""
         server = ScriptedOllama({self.path: [reply]})
         key = {"api_key": KEY} if self.runtime is OpenAIRuntime else {}
         runtime = self.runtime(virtual_clock, "http://127.0.0.1:8080", transport=server.transport, **key)
-        async with runtime.forward(ForwardRequest(self.dialect, self.path, body, "m")) as answer:
+        request = ForwardRequest(self.dialect, self.path, body, "m", as_it_comes=as_it_comes)
+        async with runtime.forward(request) as answer:
             self.status, self.content_type = answer.status, answer.content_type
             async for read in answer.reads:
                 self.reads.append(read)
@@ -217,13 +220,62 @@ async def test_an_error_that_the_runtime_reports_is_handed_on_and_raised(
     assert way.runtime is OllamaRuntime or KEY not in caught.value.message
 
 
-@given(st.lists(st.sampled_from(["a", "é✅", "", "\u2028"]), max_size=5), places)
-def test_any_chunking_keeps_bytes_and_text(words: list[str], at: Sequence[int]):
+# ── as it comes ──
+
+
+async def test_bytes_come_before_what_they_mean(autojump_clock: trio.testing.MockClock, way: Way):
+    first, last = word(way, "a"), end(way)
+    await way.take(streaming(first, last), as_it_comes=True)
+    assert (way.data, way.text) == (first + last, "a")
+    assert all(not (read.data and read.chunks) for read in way.reads)
+    assert [read.data for read in way.reads[:2]] == [first, b""]
+
+
+async def test_what_cannot_be_read_is_handed_on_to_its_end_and_then_told(
+    autojump_clock: trio.testing.MockClock, way: Way
+):
+    sent = word(way, "a"), word(way, "b") + b"secret\n", word(way, "c"), end(way)
+    with pytest.raises(UpstreamProtocolError) as caught:
+        await way.take(streaming(*sent), as_it_comes=True)
+    assert (way.data, way.text) == (b"".join(sent), "ab")
+    assert [read.ends_body for read in way.reads] == [False] * (len(way.reads) - 1) + [True]
+    assert "secret" not in caught.value.message
+
+
+async def test_what_cannot_be_read_and_breaks_off_too_is_truncated(autojump_clock: trio.testing.MockClock, way: Way):
+    with pytest.raises(UpstreamTruncated):
+        await way.take(streaming(b"secret\n\n", word(way, "c"), Break()), as_it_comes=True)
+    assert way.data == b"secret\n\n" + word(way, "c")
+    assert not any(read.ends_body for read in way.reads)
+
+
+async def test_after_an_error_that_the_runtime_reports_the_rest_is_waited_for(
+    autojump_clock: trio.testing.MockClock, way: Way
+):
+    fault = b'{"error":"broken"}\n' if way.dialect is Dialect.OLLAMA else event({"error": {"message": "broken"}})
+    began = trio.current_time()
+    with pytest.raises(UpstreamProtocolError, match="broken"):
+        await way.take(streaming(word(way, "a"), fault, b"\n", Silence()), as_it_comes=True)
+    assert (way.data, way.text) == (word(way, "a") + fault + b"\n", "a")
+    assert way.reads[-1].ends_body
+    assert trio.current_time() - began == pytest.approx(2 * 0.04 + HEAR_OUT_S)
+
+
+async def test_a_whole_answer_that_cannot_be_read_is_handed_on_as_it_comes(
+    autojump_clock: trio.testing.MockClock, way: Way
+):
+    with pytest.raises(UpstreamProtocolError):
+        await way.take(Reply([Send(b"{")], headers=JSON), as_it_comes=True)
+    assert way.reads == [Read(b"{", ()), Read(b"", (), ends_body=True)]
+
+
+@given(st.lists(st.sampled_from(["a", "é✅", "", "\u2028"]), max_size=5), places, st.booleans())
+def test_any_chunking_keeps_bytes_and_text(words: list[str], at: Sequence[int], as_it_comes: bool):
     async def main() -> None:
         for original in (NATIVE, OPENAI):
             way = attrs.evolve(original, reads=[])
             body = b"".join(word(way, text) for text in words) + end(way)
-            await way.take(Reply([Send(piece) for piece in split_at(body, at)]))
+            await way.take(Reply([Send(piece) for piece in split_at(body, at)]), as_it_comes=as_it_comes)
             assert (way.data, way.text) == (body, "".join(words))
             assert way.chunks[-1].end is not None
 

@@ -8,7 +8,7 @@ import trio
 
 from tests.fakes.mock_server import lines, post, running_mock, unchunked
 from tests.fakes.network import receive
-from transport.mock_ollama.catalogue import BEHAVIOURS
+from transport.mock_ollama.catalogue import BEHAVIOURS, SLOW_LOAD_MS
 from transport.mock_ollama.script import Schedule
 from transport.mock_ollama.server import Abort
 
@@ -200,7 +200,7 @@ async def test_records_come_on_schedule_and_durations_are_what_was_waited(autoju
 async def test_a_slow_load_takes_its_time_once(autojump_clock):
     async with running_mock() as client:
         load = msgspec.json.decode((await client.post("/api/generate", {"model": "mock:slow-load"})).body)
-        assert trio.current_time() == pytest.approx(5.0)
+        assert trio.current_time() == pytest.approx(SLOW_LOAD_MS / 1000)
         assert shape(load) == shape(REAL_LOAD)
         done = lines(await client.generate("mock:slow-load"))[-1]
         assert done["load_duration"] == pytest.approx(1e6)
@@ -209,7 +209,7 @@ async def test_a_slow_load_takes_its_time_once(autojump_clock):
 async def test_leaving_during_a_load_drops_the_model(autojump_clock):
     async with running_mock() as client:
         stream = await client.open(post("/api/generate", {"model": "mock:slow-load", "prompt": "x"}))
-        await trio.sleep(4.9)
+        await trio.sleep(0.98 * SLOW_LOAD_MS / 1000)
         await stream.aclose()
         assert await client.mock.wait_left() == Abort("mock:slow-load", 0)
         assert client.mock.loaded == ()

@@ -194,7 +194,7 @@ async def test_http_1_0_is_served_without_chunks_and_closed(autojump_clock):
 @pytest.mark.parametrize(
     ("method", "path", "status", "body"),
     [
-        ("GET", "/api/embed", 404, b"404 page not found"),
+        ("GET", "/api/embed", 405, b"405 method not allowed"),
         ("POST", "/v1/chat/completions", 404, b"404 page not found"),
         ("GET", "/api/chat", 405, b"405 method not allowed"),
         ("DELETE", "/api/tags", 405, b"405 method not allowed"),

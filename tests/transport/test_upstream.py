@@ -389,7 +389,7 @@ async def test_connections_are_bounded(autojump_clock: trio.testing.MockClock):
         for _ in range(CONNECTIONS_MAX):
             nursery.start_soon(partial(upstream.ask, "GET", "/", timeout_s=99))
         await trio.testing.wait_all_tasks_blocked()
-        with pytest.raises(RuntimeUnavailable, match=f"has all of our {CONNECTIONS_MAX} connections in use"):
+        with pytest.raises(RuntimeUnavailable, match="has all of our connections in use"):
             await upstream.ask("GET", "/", timeout_s=99)
         assert trio.current_time() == pytest.approx(POOL_S)
         nursery.cancel_scope.cancel()

@@ -57,6 +57,23 @@ async def test_a_name_that_no_provider_has_is_just_not_found(autojump_clock):
         assert refused.error["code"] == "MODEL_NOT_FOUND"
 
 
+async def test_a_model_that_its_provider_is_not_said_to_have_is_nothing_to_download(autojump_clock):
+    async with satellite_rig(mode="advisory", pull="auto") as rig:
+        refused = await rig.generate(model="openai/unknown")
+        assert (refused.status, refused.error["code"]) == (404, "MODEL_NOT_FOUND")
+        assert "preferred_models of openai" in refused.error["message"]
+        assert refused.error["details"]["available"] == ["openai/gpt-4o-mini"]
+
+
+async def test_without_a_key_it_says_what_to_do(autojump_clock):
+    async with satellite_rig(mode="advisory") as rig:
+        rig.api.engine.providers.satellites[0].key_problem = "set OPENAI_API_KEY"
+        await rig.api.engine.catalog.refresh()
+        refused = await rig.generate()
+        assert (refused.status, refused.error["code"]) == (503, "RUNTIME_UNAVAILABLE")
+        assert "openai has no key: set OPENAI_API_KEY" in refused.error["message"]
+
+
 # ── the switch ──
 
 
@@ -98,6 +115,8 @@ async def test_the_core_lock_and_the_broker_exclude_each_other(autojump_clock):
         async with satellite_rig(mode="advisory", core_lock=True):
             pass
     async with satellite_rig(mode="disabled", core_lock=True) as rig:
+        pulled = await rig.api.post("/api/pull", {"model": "x", "stream": False})  # no other program is sent out either
+        assert (pulled.status, "core lock" in pulled.json["error"]) == (403, True)
         assert (await rig.switch("advisory")).status == 403
 
 
@@ -154,12 +173,6 @@ async def test_headers_of_ours_and_of_a_trace_do_not_leave(autojump_clock):
         assert not {"traceparent", "x-request-id", "x-wf-agent", "x-wf-broker", "referer"} & sent
 
 
-async def test_a_council_is_of_this_machine(autojump_clock):
-    async with satellite_rig() as rig:
-        refused = await rig.generate(model=None, mode="council", models=["a", "openai/gpt-4o-mini"])
-        assert (refused.status, refused.error["details"]["models"]) == (400, ["openai/gpt-4o-mini"])
-
-
 async def test_a_satellite_holds_up_nobody_here(autojump_clock):
     async with satellite_rig(*(Reply([Silence()]) for _ in range(9))) as rig:
         waiting = [(await rig.generate(stream=False)).json["session_id"] for _ in range(3)]
@@ -202,14 +215,15 @@ async def test_a_satellite_stands_in_where_no_local_one_can_if_it_may(autojump_c
 
 
 async def test_a_runtime_that_keeps_failing_is_passed_over(autojump_clock):
-    script = [Fail(RuntimeUnavailable("gone"))]
-    async with satellite_rig(openai_answer(["far"]), mode="fallback", fallback=FALLBACK, script=script) as rig:
+    script, replies = [Fail(RuntimeUnavailable("gone"))], [openai_answer(["far"]) for _ in range(4)]
+    async with satellite_rig(*replies, mode="fallback", fallback=FALLBACK, script=script) as rig:
         for _ in range(3):
             events = await rig.events(**LOCAL)
-            assert events[-1]["payload"]["error"]["code"] == "RUNTIME_UNAVAILABLE"
+            assert (events[0]["payload"]["models"], text_of(events)) == (["a"], "far")
         events = await rig.events(**LOCAL)
         assert events[0]["payload"]["models"] == ["openai/gpt-4o-mini"]
         assert text_of(events) == "far"
+        assert rig.local.opened == 3
 
 
 @pytest.mark.parametrize("path", ["/api/chat", "/v1/chat/completions"])

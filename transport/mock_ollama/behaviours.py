@@ -10,6 +10,7 @@ from random import Random
 from typing import Any, Final
 
 import attrs
+import msgspec
 
 from engine.domain.generation import TokenKind, TokenLogprob, TopEntry
 from transport.mock_ollama.language import MOODY
@@ -233,8 +234,9 @@ def long_prompt_cut(job: Job) -> Steps:
 
 def _renamed(entry: TokenLogprob) -> TokenLogprob:
     """The entry as if the token drawn had been the character."""
-    top = tuple(attrs.evolve(one, token=_CHARACTER) if one.token == entry.token else one for one in entry.top)
-    return attrs.evolve(entry, token=_CHARACTER, top=top)
+    replace = msgspec.structs.replace
+    top = tuple(replace(one, token=_CHARACTER) if one.token == entry.token else one for one in entry.top)
+    return replace(entry, token=_CHARACTER, top=top)
 
 
 def _example(property_: Property) -> Any:

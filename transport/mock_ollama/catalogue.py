@@ -15,7 +15,7 @@ from transport.mock_ollama.script import Done, Fail, Phase, Progress, Schedule, 
 from transport.mock_ollama.speech import FAULT_AFTER, GENTLE_LOAD_MS, LOADED_MS, Job, Steps
 
 CONTEXT_LENGTH: Final = 4096
-SLOW_LOAD_MS: Final = 5_000.0
+SLOW_LOAD_MS: Final = 10_000.0
 PULL_BYTES: Final = 1_000_000
 PULL_STEPS: Final = 10
 PULL_GAP_MS: Final = 100.0

@@ -1,4 +1,5 @@
-"""What a client asks: bodies of /api/generate, /api/chat, /api/show and /api/pull as typed values, or why not.
+"""What a client asks: bodies of /api/generate, /api/chat, /api/show and /api/pull as typed values, or why not. Those of
+/api/embed are in `embedding`.
 
 Unknown fields and options are ignored and null counts as absent, as in Ollama. No message repeats what was sent.
 """
@@ -124,7 +125,7 @@ def parse_ask(kind: Kind, body: bytes) -> Ask | Fail:
         return options
     if not 0 <= (parsed.top_logprobs or 0) <= TOP_LOGPROBS_MAX:
         return Fail(f"top_logprobs must be between 0 and {TOP_LOGPROBS_MAX}", 400)
-    keep_alive_s = _seconds(parsed.keep_alive)
+    keep_alive_s = seconds(parsed.keep_alive)
     if isinstance(keep_alive_s, Fail):
         return keep_alive_s
     return Ask(
@@ -183,14 +184,14 @@ def _positive(count: float | None) -> int | None:
     return int(count) if count is not None and count >= 1 else None
 
 
-def _seconds(keep_alive: float | str | None) -> float | None | Fail:
-    """A number of seconds or a Go duration; negative is for ever."""
+def seconds(keep_alive: float | str | None) -> float | None | Fail:
+    """A `keep_alive`: a number of seconds or a Go duration; negative is for ever."""
     if isinstance(keep_alive, str):
         match = _GO_DURATION.fullmatch(keep_alive)
         if match is None and keep_alive != "0":
             return Fail("time: invalid duration in keep_alive", 400)
-        seconds = sum(float(n) * _UNIT_S[unit] for n, unit in _GO_PART.findall(keep_alive))
-        keep_alive = -seconds if match is not None and match[1] == "-" else seconds
+        size_s = sum(float(n) * _UNIT_S[unit] for n, unit in _GO_PART.findall(keep_alive))
+        keep_alive = -size_s if match is not None and match[1] == "-" else size_s
     if keep_alive is None:
         return None
     return FOREVER_S if keep_alive < 0 else min(float(keep_alive), FOREVER_S)

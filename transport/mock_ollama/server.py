@@ -17,6 +17,7 @@ from policies.egress import stays_here
 from transport.listen import Acceptor, DeadlineStream, ListenCounters, ListenLimits
 from transport.mock_ollama.catalogue import BEHAVIOURS, pull_script, script_for
 from transport.mock_ollama.connection import LINGER_S, PLAIN, Connection, Request, Responder
+from transport.mock_ollama.embedding import EmbedBody, embed_body, embeddings_body, parse_embed
 from transport.mock_ollama.listing import VERSION, ps_body, show_body, tags_body
 from transport.mock_ollama.player import JSON, Ending, Player
 from transport.mock_ollama.records import fail_record
@@ -26,9 +27,8 @@ from transport.mock_ollama.script import Fail, Schedule, Script
 KEEP_ALIVE_S: Final = 300.0
 WRITE_TIMEOUT_S: Final = 300.0  # Ollama has none; a client that reads slowly is a test of its own
 ABORTS_KEPT: Final = 1_000
-PATHS: Final = frozenset(
-    ["/", *(f"/api/{name}" for name in ("version", "tags", "ps", "status", "show", "generate", "chat", "pull"))]
-)
+_NAMES: Final = ("version", "tags", "ps", "status", "show", "generate", "chat", "pull", "embed", "embeddings")
+PATHS: Final = frozenset(["/", *(f"/api/{name}" for name in _NAMES)])
 LIMITS: Final = ListenLimits(connections_max=256, reserve=16, write_timeout_s=WRITE_TIMEOUT_S, drain_s=1.0)
 
 
@@ -135,6 +135,10 @@ class MockOllama:
                 return await self._ask(Kind.CHAT, request, responder, stream)
             case "POST", "/api/pull":
                 return await self._pull(request, responder, stream)
+            case "POST", "/api/embed":
+                return await self._embed(request, responder, embed_body)
+            case "POST", "/api/embeddings":
+                return await self._embed(request, responder, embeddings_body)
             case _, path if path in PATHS:
                 return await _plain(responder, 405, "405 method not allowed")
             case _:
@@ -152,6 +156,20 @@ class MockOllama:
         if isinstance(body, Fail):
             return await _fail(responder, body)
         return await _json(responder, show_body(body.named, self._began_ns))
+
+    async def _embed(self, request: Request, responder: Responder, answer: Callable[[EmbedBody], Any]) -> bool:
+        """Every model that can be asked for text can be asked for vectors; they are made up as well."""
+        parsed = parse_embed(request.body)
+        if isinstance(parsed, Fail):
+            return await _fail(responder, parsed)
+        asked, keep_alive_s = parsed
+        ask = Ask(model=asked.model or "", prompt="x", keep_alive_s=keep_alive_s)
+        first = next(script_for(ask, self.schedule, pulled=ask.model in self._pulled).steps())
+        if isinstance(first, Fail) and first.status == 404:
+            return await _fail(responder, first)
+        self._hold(ask)
+        self._let_go(ask)
+        return await _json(responder, answer(asked))
 
     async def _ask(self, kind: Kind, request: Request, responder: Responder, stream: DeadlineStream) -> bool:
         ask = parse_ask(kind, request.body)

@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterator
 from typing import Final
 
 import attrs
+import msgspec
 
 from engine.domain.generation import TokenLogprob
 from transport.mock_ollama.language import EVEN, tokens
@@ -106,7 +107,7 @@ def beginning(job: Job, count: int = FAULT_AFTER) -> Steps:
 def as_asked(job: Job, token: TokenLogprob) -> tuple[TokenLogprob, ...]:
     """The token's entry with as many alternatives as the client wants, or none at all."""
     count = job.ask.top_logprobs
-    return () if count is None else (attrs.evolve(token, top=token.top[:count]),)
+    return () if count is None else (msgspec.structs.replace(token, top=token.top[:count]),)
 
 
 def _first_stop(text: str, stops: tuple[str, ...]) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
 from typing import ClassVar, Final
 from urllib.parse import urlsplit
@@ -21,6 +21,7 @@ from engine.domain.generation import Chunk, Clock, GenerationRequest
 from engine.domain.models import Loaded, ModelInfo, Probe
 from policies.egress import Permit, stays_here
 from transport.runtimes.forwarding import hear_out, next_read
+from transport.runtimes.memory_untold import MemoryUntold
 from transport.runtimes.upstream import Transport, Upstream, UpstreamResponse, check_credentials
 from transport.wire import anthropic as wire
 from transport.wire import anthropic_requests as asking
@@ -36,7 +37,7 @@ def _without_version(url: str) -> str:
 
 
 @attrs.define(eq=False)
-class AnthropicRuntime:
+class AnthropicRuntime(MemoryUntold):
     """Implements `Runtime`. `url` with or without `/v1`. `api_key` goes out in the header of every request and nowhere
     else. Creating one raises ConfigError when the key cannot stand in a header or the URL holds a password. Calls raise
     RuntimeFault, ModelNotFound, Overloaded (429, 529) and InvalidRequest."""
@@ -80,20 +81,10 @@ class AnthropicRuntime:
         await trio.lowlevel.checkpoint()
         return ()
 
-    async def resident(self) -> Mapping[str, int | None] | None:
-        """None: nobody here can tell."""
-        await trio.lowlevel.checkpoint()
-        return None
-
     async def load(self, model: str) -> Loaded:
         """Loads nothing, and asks nobody."""
         await trio.lowlevel.checkpoint()
         return Loaded(resident_bytes=None, load_ms=None)
-
-    async def unload(self, model: str) -> int:
-        """Unloads nothing: 0."""
-        await trio.lowlevel.checkpoint()
-        return 0
 
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:

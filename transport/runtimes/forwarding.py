@@ -71,7 +71,8 @@ async def forwarding(
     """Send `request` and hand on the answer. Leaving closes the connection.
 
     A record that cannot be read raises UpstreamProtocolError, and the bytes of its read are not handed on; an error
-    that the runtime reports raises the same after its bytes. A connection that breaks raises UpstreamTruncated."""
+    that the runtime reports raises the same after its bytes. With `as_it_comes` all bytes are handed on, to the end of
+    the body, and what was wrong with them is raised then. A connection that breaks raises UpstreamTruncated."""
     ask = partial(upstream.open_stream, "POST", request.path, head_timeout_s=HEAD_S)
     async with AsyncExitStack() as stack:
         key, other = (request.model, request.path, request.tools), request.without_logprobs
@@ -88,9 +89,9 @@ async def forwarding(
         if refusal is not None:
             reads = _refused(refusal)
         elif content_type.partition(";")[0].strip().lower() == _JSON:
-            reads = _whole(response, clock, whole_answer)
+            reads = _whole(response, clock, whole_answer, request.as_it_comes)
         else:
-            reads = _stream(response, clock, reader)
+            reads = (_as_it_comes if request.as_it_comes else _stream)(response, clock, reader)
         async with aclosing(reads):
             yield Forwarded(response.status, content_type, reads, response.header("retry-after"))
 
@@ -104,10 +105,20 @@ async def _refused(body: bytes) -> AsyncGenerator[Read, None]:
 
 
 async def _whole(
-    response: UpstreamResponse, clock: Clock, whole_answer: Callable[[bytes, int], tuple[Chunk, ...]]
+    response: UpstreamResponse, clock: Clock, whole_answer: Callable[[bytes, int], tuple[Chunk, ...]], as_it_comes: bool
 ) -> AsyncGenerator[Read, None]:
     body = await response.read(WHOLE_BYTES_MAX)
-    yield Read(body, whole_answer(body, clock()))
+    t_us = clock()
+    if not as_it_comes:
+        yield Read(body, whole_answer(body, t_us))
+        return
+    yield Read(body, ())
+    try:
+        chunks = whole_answer(body, t_us)
+    except UpstreamProtocolError:
+        yield Read(b"", (), ends_body=True)
+        raise
+    yield Read(b"", chunks)
 
 
 async def _stream(response: UpstreamResponse, clock: Clock, reader: RecordReader) -> AsyncGenerator[Read, None]:
@@ -116,15 +127,11 @@ async def _stream(response: UpstreamResponse, clock: Clock, reader: RecordReader
         data = await next_read(response, reader, leave_s)
         if data is None:
             break
-        t_us = clock()
-        chunks: list[Chunk] = []
-        try:
-            for chunk in reader.feed(data, t_us):  # those before an error stay
-                chunks.append(chunk)  # noqa: PERF402
-        except UpstreamProtocolError:
-            yield Read(data if reader.reported else b"", tuple(chunks), reports_error=reader.reported)
-            raise
-        yield Read(data, tuple(chunks))
+        chunks, fault = _understood(reader, data, clock())
+        if fault is not None:
+            yield Read(data if reader.reported else b"", chunks, ends_body=reader.reported)
+            raise fault
+        yield Read(data, chunks)
         if leave_s is not None:
             heard_bytes += len(data)
         elif reader.ended:
@@ -132,6 +139,43 @@ async def _stream(response: UpstreamResponse, clock: Clock, reader: RecordReader
     last = tuple(reader.finish(clock()))
     if last:
         yield Read(b"", last)
+
+
+async def _as_it_comes(response: UpstreamResponse, clock: Clock, reader: RecordReader) -> AsyncGenerator[Read, None]:
+    """Every read goes out before it is looked at. From the first record on that cannot be read, none is looked at any
+    more; after one that reports an error, the end of the body is waited for as after a terminal one."""
+    leave_s, heard_bytes, fault = None, 0, None
+    while heard_bytes <= HEAR_OUT_BYTES_MAX:
+        data = await next_read(response, reader, leave_s)
+        if data is None:
+            break
+        t_us = clock()
+        yield Read(data, ())
+        if leave_s is not None:
+            heard_bytes += len(data)
+        if fault is None:
+            chunks, fault = _understood(reader, data, t_us)
+            if chunks:
+                yield Read(b"", chunks)
+            if leave_s is None and (reader.ended or (fault is not None and reader.reported)):
+                leave_s = trio.current_time() + HEAR_OUT_S
+    if fault is not None:
+        yield Read(b"", (), ends_body=True)
+        raise fault
+    last = tuple(reader.finish(clock()))
+    if last:
+        yield Read(b"", last)
+
+
+def _understood(reader: RecordReader, data: bytes, t_us: int) -> tuple[tuple[Chunk, ...], UpstreamProtocolError | None]:
+    """The chunks of one read, and what is wrong with the record after them."""
+    chunks: list[Chunk] = []
+    try:
+        for chunk in reader.feed(data, t_us):
+            chunks.append(chunk)  # noqa: PERF402
+    except UpstreamProtocolError as error:
+        return tuple(chunks), error
+    return tuple(chunks), None
 
 
 async def next_read(response: UpstreamResponse, reader: RecordReader, leave_s: float | None = None) -> bytes | None:
@@ -142,7 +186,7 @@ async def next_read(response: UpstreamResponse, reader: RecordReader, leave_s: f
             return await response.next_within(leave_s - trio.current_time())
         return None
     if not reader.finishing:
-        return await anext(response, None)
+        return await response.next()
     try:
         return await response.next_within(DONE_S)
     except (UpstreamTimeout, UpstreamTruncated):

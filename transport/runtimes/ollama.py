@@ -13,7 +13,8 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
@@ -27,6 +28,7 @@ from engine.domain.errors import (
     ModelLoadFailed,
     ModelLoadTimeout,
     ModelNotFound,
+    NobodyListens,
     Overloaded,
     RuntimeFault,
     RuntimeUnavailable,
@@ -41,7 +43,8 @@ from engine.domain.runtime import Embeddings, EmbedRequest, Forwarded, ForwardRe
 from policies.egress import Permit, stays_here
 from transport.runtimes.embeddings import EMBED_BYTES_MAX, EMBED_S, vectors_of
 from transport.runtimes.forwarding import Instead, forwarding, hear_out, refuse_path
-from transport.runtimes.upstream import Answer, Transport, Upstream, UpstreamResponse
+from transport.runtimes.reads import ChunkReads
+from transport.runtimes.upstream import Answer, Transport, Upstream
 from transport.wire import ollama as wire
 from transport.wire import ollama_requests as asking
 from transport.wire import openai as openai_wire
@@ -131,7 +134,7 @@ class OllamaRuntime:
             answer = await self._upstream.ask("GET", "/api/version", timeout_s=PROBE_S)
         except RuntimeFault as error:
             hint = self.hint() if isinstance(error, RuntimeUnavailable) else "is that Ollama?"
-            return Probe(up=False, reason=f"{error.message}; {hint}")
+            return Probe(up=False, reason=f"{error.message}; {hint}", gone=isinstance(error, NobodyListens))
         if answer.status == 403:
             reason = (
                 f"{self.url} refuses us (403): it may not accept this host name, see OLLAMA_HOST and OLLAMA_ORIGINS"
@@ -197,7 +200,8 @@ class OllamaRuntime:
         without what it cannot do. Once it answers nothing is tried again. A connection that breaks raises
         UpstreamTruncated; a stream that just stops ends the iterator. Leaving closes the connection."""
         self._refuse_remote(request.model)
-        ask = _Ask(logprobs=wire.full_name(request.model) not in self._without_logprobs)
+        known_without = wire.full_name(request.model) in self._without_logprobs
+        ask = _Ask(logprobs=request.logprobs_wanted or not known_without)
         failures = 0
         while True:
             body = asking.request_body(
@@ -209,8 +213,8 @@ class OllamaRuntime:
                     self._remember(request.model, ask)
                     records = wire.RecordStream()
                     try:
-                        async with aclosing(self._chunks(response, records, ask)) as chunks:
-                            yield chunks
+                        told = partial(self._told, ask=ask) if ask.truncate else None
+                        yield ChunkReads(response.next, records, self.clock, told)
                         if records.ended:
                             await hear_out(response, records)
                     finally:
@@ -219,7 +223,7 @@ class OllamaRuntime:
                 text = wire.error_text(await response.read_error())
                 retry_after = response.header("retry-after")
             next_ask = self._concession(response.status, text, ask)
-            if next_ask is None:
+            if next_ask is None or (request.logprobs_wanted and not next_ask.logprobs):
                 error = wire.refusal(response.status, text, request.model, self.name)
                 failures += 1
                 await self._back_off(error, failures, retry_after)
@@ -319,30 +323,17 @@ class OllamaRuntime:
 
     # ── one answer ──
 
-    async def _chunks(
-        self, response: UpstreamResponse, records: wire.RecordStream, ask: _Ask
-    ) -> AsyncGenerator[Chunk, None]:
-        """Stamped per read, which is what one read of the socket brought."""
-        async for data in response:
-            t_us = self.clock()
-            for chunk in records.feed(data, t_us):
-                yield self._told(chunk, ask)
-            if records.ended:
-                return
-        for chunk in records.finish(self.clock()):
-            yield self._told(chunk, ask)
-
     def _count(self, reader: wire.RecordStream | openai_wire.ChunkStream) -> None:
         self.counters.late_records += reader.late_records
         self.counters.cut_streams += reader.cut
 
     def _told(self, chunk: Chunk, ask: _Ask) -> Chunk:
-        """The chunk; a terminal one says when the prompt was cut."""
-        if chunk.end is None or not ask.truncate:
+        """The chunk; a terminal one says that the prompt was cut."""
+        if chunk.end is None:
             return chunk
         self.counters.prompts_cut += 1
         dropped = max(1, ask.prompt_tokens - (chunk.end.prompt_tokens or ask.prompt_tokens))
-        return attrs.evolve(chunk, end=attrs.evolve(chunk.end, prompt_tokens_dropped=dropped))
+        return msgspec.structs.replace(chunk, end=attrs.evolve(chunk.end, prompt_tokens_dropped=dropped))
 
     def _concession(self, status: int, text: str, ask: _Ask) -> _Ask | None:
         """What to ask for instead, when the refusal is about something we can do without. Each thing once."""

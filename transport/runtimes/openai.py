@@ -1,8 +1,8 @@
 """The runtime `openai`: any server, here or elsewhere, that speaks OpenAI's chat completions: llama.cpp's server, vLLM,
 LM Studio and others; with `hosted` OpenAI itself and OpenRouter, whose servers refuse what the API has no word for.
 
-The API says little about models: neither their size nor the memory they take, and nothing loads or unloads them.
-This API tells neither the size of a model nor what is in memory, so both are null.
+The API says little about models: neither their size nor the memory they take, so both are null, and nothing loads or
+unloads them.
 
 Whether a model gives log-probabilities shows in its answers only; the capability is listed once one had them.
 """
@@ -11,15 +11,14 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, ClassVar, Final
 from urllib.parse import urlsplit
 
 import attrs
 import msgspec
-import trio
 
 from engine.domain.errors import (
     EngineError,
@@ -34,9 +33,12 @@ from engine.domain.runtime import Embeddings, EmbedRequest, Forwarded, ForwardRe
 from policies.egress import Permit, stays_here
 from transport.runtimes.embeddings import EMBED_BYTES_MAX, EMBED_S, vectors_of
 from transport.runtimes.forwarding import Instead, forwarding, hear_out, next_read, refuse_path
+from transport.runtimes.memory_untold import MemoryUntold
+from transport.runtimes.reads import ChunkReads
 from transport.runtimes.upstream import CONNECT_S, Transport, Upstream, UpstreamResponse, check_credentials
 from transport.wire import openai as wire
 from transport.wire import openai_requests as asking
+from transport.wire.requests import gave_no_logprobs
 
 PROBE_S: Final = 2.0
 LIST_S: Final = 10.0
@@ -70,7 +72,7 @@ def _without_version(url: str) -> str:
 
 
 @attrs.define(eq=False)
-class OpenAIRuntime:
+class OpenAIRuntime(MemoryUntold):
     """Implements `Runtime`, `Forwarder` and `Embedder`. `url` is the server's, with or without `/v1`. `api_key` goes
     out in the header of every request and nowhere else.
 
@@ -91,6 +93,7 @@ class OpenAIRuntime:
     _upstream: Upstream = attrs.field(init=False)
     _with_logprobs: set[str] = attrs.field(factory=set, init=False)  # models that gave some, both of those listed
     _without_logprobs: set[str] = attrs.field(factory=set, init=False)  # models that refuse them
+    _gave_no_logprobs: set[str] = attrs.field(factory=set, init=False)  # models that passed over the question
     _forwards_without_logprobs: set[tuple[str, str, bool]] = attrs.field(factory=set, init=False)  # model, path, tools
     _tools_without_logprobs: set[str] = attrs.field(factory=set, init=False)  # those that do so beside tools
 
@@ -136,16 +139,12 @@ class OpenAIRuntime:
         names = {model.id for model in listed}
         self._with_logprobs &= names
         self._without_logprobs &= names
+        self._gave_no_logprobs &= names
         self._tools_without_logprobs &= names
         self._forwards_without_logprobs = {key for key in self._forwards_without_logprobs if key[0] in names}
         named = {model.id: model for model in listed if is_model_name(model.id)}
         self.counters.unnameable_models = len(names) - len(named)
         return tuple(self._info(model) for model in named.values())
-
-    async def resident(self) -> Mapping[str, int | None] | None:
-        """None: the API has no way to say what is in memory."""
-        await trio.lowlevel.checkpoint()
-        return None
 
     async def load(self, model: str) -> Loaded:
         """Loads nothing: the server does that by itself, with the first request or before it listens. Raises
@@ -154,19 +153,19 @@ class OpenAIRuntime:
             raise ModelNotFound(f"{self.name} has no model {model}", model=model)
         return Loaded(resident_bytes=None, load_ms=None)
 
-    async def unload(self, model: str) -> int:
-        """Unloads nothing, the API has no way to: 0."""
-        await trio.lowlevel.checkpoint()
-        return 0
-
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
         """Stream an answer. Refusals are raised on entering. An answer is whole with its `finish_reason`: from then on
         a broken connection, or 2 s of silence, only means that the counts are missing. Before it, a connection that
         breaks raises UpstreamTruncated and a stream that just stops ends the iterator. Leaving closes the
-        connection."""
+        connection.
+
+        Log-probabilities that the caller wants are not left out: a model that refuses them, or gave none before,
+        refuses the request."""
         without = self._tools_without_logprobs if request.tools else self._without_logprobs
-        logprobs = request.model not in without
+        if request.logprobs_wanted and request.model in self._gave_no_logprobs:
+            raise gave_no_logprobs(request.model)
+        logprobs = request.logprobs_wanted or request.model not in without
         while True:
             body = asking.request_body(request, logprobs=logprobs, hosted=self.hosted)
             path = asking.request_path(request)
@@ -177,15 +176,14 @@ class OpenAIRuntime:
                         without.add(request.model)
                     stream = wire.ChunkStream(secret=self.api_key or "")
                     try:
-                        async with aclosing(self._chunks(response, stream)) as chunks:
-                            yield chunks
+                        yield ChunkReads(partial(next_read, response, stream), stream, self.clock, self._told)
                         if stream.ended:
                             await hear_out(response, stream)
                     finally:
-                        self._learn(request.model, stream)
+                        self._learn(request.model, stream, in_vain=logprobs and not request.tools and not request.raw)
                     return
                 error, text = await self._refusal(response, request.model)
-            if not (logprobs and wire.about_logprobs(response.status, text)):
+            if request.logprobs_wanted or not (logprobs and wire.about_logprobs(response.status, text)):
                 raise error
             self.counters.without_logprobs += 1
             logprobs = False
@@ -224,26 +222,23 @@ class OpenAIRuntime:
 
     # ── one answer ──
 
-    async def _chunks(self, response: UpstreamResponse, stream: wire.ChunkStream) -> AsyncGenerator[Chunk, None]:
-        """Stamped per read, which is what one read of the socket brought."""
-        while (data := await next_read(response, stream)) is not None:
-            t_us = self.clock()
-            for chunk in stream.feed(data, t_us):
-                yield chunk
-            if stream.ended:
-                return
-        for chunk in stream.finish(self.clock()):
-            self.counters.done_missing += chunk.end is not None and not chunk.raw
-            yield chunk
+    def _told(self, chunk: Chunk) -> Chunk:
+        """The chunk as it is, counted when it is an end that the server did not write."""
+        self.counters.done_missing += chunk.end is not None and not chunk.raw
+        return chunk
 
     def _concedes_logprobs(self, status: int, refusal: bytes) -> bool:
         conceded = wire.about_logprobs(status, wire.error_text(refusal))
         self.counters.without_logprobs += conceded
         return conceded
 
-    def _learn(self, model: str, stream: wire.ChunkStream) -> None:
+    def _learn(self, model: str, stream: wire.ChunkStream, *, in_vain: bool = False) -> None:
+        """`in_vain`: log-probabilities were asked for, and an answer in words has to have some."""
         if stream.logprobs:
             self._with_logprobs.add(model)
+            self._gave_no_logprobs.discard(model)
+        elif in_vain and stream.unscored:
+            self._gave_no_logprobs.add(model)
         self.counters.late_records += stream.late_records
         self.counters.cut_streams += stream.cut
 

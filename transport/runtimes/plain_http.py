@@ -1,4 +1,4 @@
-"""HTTP/1.1 on a stream of trio: one request a connection, the body as the socket gives it.
+"""HTTP/1.1 on a stream of trio: one request after another on it at most, the body as the socket gives it.
 
 h11 reads and writes the protocol, but for the plain chunks that nearly all of a streamed body is made of: those are
 cut here, and what else may stand between two of them is left to h11. What one read of the socket brings of a body is
@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from enum import Enum, auto
-from typing import Final
+from typing import Final, Protocol
 
 import attrs
 import h11
@@ -61,19 +61,34 @@ class HttpFailure(Exception):
         self.failure = failure
 
 
+class KeptConnections(Protocol):
+    """Connections that wait for their next request. `free` bounds those in use."""
+
+    @property
+    def free(self) -> trio.Semaphore: ...
+
+    def take(self) -> trio.abc.Stream | None: ...
+
+    def keep(self, stream: trio.abc.Stream) -> bool: ...
+
+
 @attrs.define(eq=False)
 class PlainTransport:
     """The way to one server; `connect` opens a connection and raises OSError.
 
-    At most `connections_max` are open at once. Nothing is kept between requests: there is nothing to close.
+    At most `connections_max` are open at once. Nothing is kept between requests, unless `kept` is given: then a
+    connection whose answer was read to its end is kept there, and taken from there again.
     """
 
     connect: Connect
     connections_max: int = CONNECTIONS_MAX
+    kept: KeptConnections | None = None
     _free: trio.Semaphore = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self._free = trio.Semaphore(self.connections_max, max_value=self.connections_max)
+        if self.kept is not None:
+            self._free = self.kept.free
 
     @property
     def connections_open(self) -> int:
@@ -93,20 +108,58 @@ class PlainTransport:
         except trio.TooSlowError:
             raise HttpFailure(Failure.CONNECTIONS_IN_USE) from None
         try:
-            stream = await self._connected(connect_s)
-            try:
-                await _write(stream, data)
-                head, rest = await _read_head(stream, parser)
-            except BaseException:
-                await _close(stream)
-                raise
+            stream, head, rest, whole = await self._exchanged(parser, data, connect_s)
         except BaseException:
             self._free.release()
             raise
         chunks = PlainChunks(rest) if _in_chunks(method, head) else None
         if rest and chunks is None:
             parser.receive_data(rest)
-        return PlainResponse(head, stream, parser, self._free, chunks)
+        return PlainResponse(head, stream, parser, self._free, chunks, self.kept if whole else None)
+
+    async def _exchanged(
+        self, parser: h11.Connection, data: bytes, connect_s: float
+    ) -> tuple[trio.abc.Stream, h11.Response, bytes, bool]:
+        """The connection, the head and what was read behind it, and whether the whole request was written."""
+        stream = self._taken()
+        if stream is not None:
+            found = await self._again(stream, parser, data)
+            if found is not None:
+                return found
+        stream = await self._connected(connect_s)
+        try:
+            whole = await _write(stream, data)
+            return stream, *await _read_head(stream, parser), whole
+        except BaseException:
+            await _close(stream)
+            raise
+
+    def _taken(self) -> trio.abc.Stream | None:
+        try:
+            return None if self.kept is None else self.kept.take()
+        except OutboundRefused as error:
+            raise HttpFailure(Failure.NOT_PERMITTED) from error
+
+    async def _again(
+        self, stream: trio.abc.Stream, parser: h11.Connection, data: bytes
+    ) -> tuple[trio.abc.Stream, h11.Response, bytes, bool] | None:
+        """The exchange on a connection that was kept; None when that turns out to be dead, nothing came back and the
+        request did not leave whole: then nobody can have acted on it. One that left whole is never sent twice."""
+        try:
+            whole = await _write(stream, data)
+            try:
+                first = await _read(stream)
+            except trio.BrokenResourceError:
+                first = b""
+            if first:
+                return stream, *await _read_head(stream, parser, first), whole
+        except BaseException:
+            await _close(stream)
+            raise
+        await _close(stream)
+        if whole:
+            raise HttpFailure(Failure.BROKEN)
+        return None
 
     async def _connected(self, connect_s: float) -> trio.abc.Stream:
         try:
@@ -182,6 +235,7 @@ class PlainResponse:
     _parser: h11.Connection
     _free: trio.Semaphore
     _chunks: PlainChunks | None  # until something else than a plain chunk comes
+    _kept: KeptConnections | None = None  # where the connection may go when all is over
     _unparsed: bool = attrs.field(default=True, init=False)  # the parser may have more without another read
     _over: bool = attrs.field(default=False, init=False)  # all of the body was handed on
     _eof: bool = attrs.field(default=False, init=False)
@@ -259,13 +313,21 @@ class PlainResponse:
         return b"".join(parts)
 
     async def aclose(self) -> None:
-        """Close the connection now, whatever is still on its way. Also when already cancelled; does not wait."""
+        """Close the connection now, whatever is still on its way; or keep it, where nothing is and that is wanted. Also
+        when already cancelled; does not wait."""
         if not self._closed:
             self._closed = True
             try:
-                await _close(self._stream)
+                if not (self._is_in_order() and self._kept is not None and self._kept.keep(self._stream)):
+                    await _close(self._stream)
             finally:
                 self._free.release()
+
+    def _is_in_order(self) -> bool:
+        """Both sides have said all, want to go on, and nothing came behind it."""
+        parser = self._parser
+        said_all = parser.our_state is h11.DONE and parser.their_state is h11.DONE
+        return self._over and not self._eof and said_all and parser.trailing_data == (b"", False)
 
 
 def _written(parser: h11.Connection, method: str, target: str, headers: Headers, body: bytes) -> bytes:
@@ -279,19 +341,22 @@ def _written(parser: h11.Connection, method: str, target: str, headers: Headers,
         raise HttpFailure(Failure.NO_HTTP) from None
 
 
-async def _write(stream: trio.abc.Stream, data: bytes) -> None:
+async def _write(stream: trio.abc.Stream, data: bytes) -> bool:
+    """False when the other side took no more of it."""
     try:
         with trio.fail_after(WRITE_S):
             await stream.send_all(data)
+        return True
     except trio.TooSlowError:
         raise HttpFailure(Failure.WRITE_TIMEOUT) from None
     except trio.BrokenResourceError:
-        pass  # a server may refuse a request before it has read all of it: what it says is still to be read
+        return False  # a server may refuse a request before it has read all of it: what it says is still to be read
 
 
-async def _read_head(stream: trio.abc.Stream, parser: h11.Connection) -> tuple[h11.Response, bytes]:
-    """With what was read behind it, which the parser was not given. Interim responses (1xx) are skipped."""
-    size_bytes, rest, before = 0, b"", b""
+async def _read_head(stream: trio.abc.Stream, parser: h11.Connection, rest: bytes = b"") -> tuple[h11.Response, bytes]:
+    """With what was read behind it, which the parser was not given. Interim responses (1xx) are skipped. `rest` is what
+    was read already."""
+    size_bytes, before = 0, b""
     try:
         while not isinstance(event := parser.next_event(), h11.Response):
             if event is not h11.NEED_DATA:
@@ -326,9 +391,10 @@ async def _read(stream: trio.abc.Stream) -> bytes:
         return bytes(await stream.receive_some(READ_BYTES))
     sock = stream.socket
     while True:
-        if sock.fileno() == -1:
+        fd = sock.fileno()
+        if fd == -1:
             raise trio.ClosedResourceError
-        await trio.lowlevel.wait_readable(sock)
+        await trio.lowlevel.wait_readable(fd)
         try:
             return os.read(sock.fileno(), READ_BYTES)
         except BlockingIOError:

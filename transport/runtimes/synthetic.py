@@ -16,9 +16,10 @@ from random import Random
 from typing import ClassVar, Final
 
 import attrs
+import msgspec
 import trio
 
-from engine.domain.errors import InvalidRequest, ModelNotFound
+from engine.domain.errors import ModelNotFound
 from engine.domain.generation import (
     TOP_K,
     Chunk,
@@ -31,7 +32,6 @@ from engine.domain.generation import (
     TopEntry,
 )
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe
-from engine.domain.runtime import Embeddings, EmbedRequest
 from transport.runtimes.embedded.text import StopFilter
 from transport.wire.requests import refuse_all_but_words
 
@@ -133,11 +133,6 @@ class SyntheticRuntime:
         async with aclosing(self._chunks(request)) as chunks:
             yield chunks
 
-    async def embed(self, request: EmbedRequest) -> Embeddings:
-        """Raises InvalidRequest: there is no model that could."""
-        await trio.lowlevel.checkpoint()
-        raise InvalidRequest(f"{self.name} models cannot embed; use a model of another runtime", model=request.model)
-
     async def _chunks(self, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         model, parameters = request.model, request.parameters
         count = parameters.max_tokens or ANSWER_TOKENS
@@ -156,7 +151,7 @@ class SyntheticRuntime:
                 text += stop_filter.flush()
                 reason = EndReason.LENGTH if parameters.max_tokens else EndReason.FINISHED
                 end = GenerationEnd(reason, eval_count=count)
-            logprobs = (attrs.evolve(token, top=token.top[: request.top_logprobs]),)
+            logprobs = (msgspec.structs.replace(token, top=token.top[: request.top_logprobs]),)
             yield Chunk(text, t_us, logprobs=() if model == "nologprobs" else logprobs, end=end)
             if end:
                 return

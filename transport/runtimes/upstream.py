@@ -1,9 +1,9 @@
 """The one HTTP client for runtimes: what it sends, what it refuses, how long it waits, and how it lets go.
 
 A prompt must reach the runtime and nobody else, so no proxy or other setting is taken from the environment and no
-redirect is followed. Every request has its own connection (0.1 ms on loopback): nothing idle is kept, so nothing is
-stale and there is nothing to close at the end. All connections are opened by transport/outbound.py. Only the networks
-in memory of tests go by httpx.
+redirect is followed. Every request has its own connection (0.1 ms on loopback), unless a pool of them is given: then
+one whose answer was read to its end is kept for the next request (transport/connections.py). All connections are opened
+by transport/outbound.py. Only the networks in memory of tests go by httpx.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import trio
 
 from engine.domain.errors import (
     ConfigError,
+    NobodyListens,
     RuntimeFault,
     RuntimeUnavailable,
     UpstreamProtocolError,
@@ -31,6 +32,7 @@ from engine.domain.errors import (
 from policies.egress import Permit
 from policies.trace import ONWARD
 from transport import outbound
+from transport.connections import ConnectionPool
 from transport.runtimes.plain_http import CONNECTIONS_MAX, POOL_S, WRITE_S, Failure, HttpFailure, PlainTransport
 
 CONNECT_S: Final = 2.0
@@ -40,7 +42,7 @@ ERROR_S: Final = 5.0  # for the body of a refusal
 ANSWER_BYTES_MAX: Final = 4 * 1024 * 1024
 ERROR_BYTES_MAX: Final = 64 * 1024
 
-Transport = httpx.AsyncBaseTransport | PlainTransport
+Transport = httpx.AsyncBaseTransport | PlainTransport | ConnectionPool
 _LIMITS: Final = httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=0)
 _HEADERS: Final = {"accept": "*/*", "accept-encoding": "identity", "user-agent": "wf-engine"}
 _NOTHING: Final[Mapping[str, str]] = {}
@@ -50,10 +52,10 @@ _TARGET_SAFE: Final = "/?&=%:@!$'()*+,;~"  # stays as it is in a path with its q
 # What a failure is to us, and the rest of the sentence "NAME at URL …".
 _FAULTS: Final[Mapping[Failure, tuple[type[RuntimeFault], str]]] = {
     Failure.CONNECT_TIMEOUT: (RuntimeUnavailable, "did not take a connection within {connect_s:g} s"),
-    Failure.NO_CONNECTION: (RuntimeUnavailable, "does not answer: nothing listens there"),
+    Failure.NO_CONNECTION: (NobodyListens, "does not answer: nothing listens there"),
     Failure.NOT_PERMITTED: (RuntimeUnavailable, "is outside this machine, and nothing permits to go there"),
     Failure.NO_TLS: (RuntimeUnavailable, "shows no certificate for its name that can be trusted, or speaks no TLS"),
-    Failure.CONNECTIONS_IN_USE: (RuntimeUnavailable, f"has all of our {CONNECTIONS_MAX} connections in use"),
+    Failure.CONNECTIONS_IN_USE: (RuntimeUnavailable, "has all of our connections in use, the most allowed"),
     Failure.WRITE_TIMEOUT: (UpstreamTimeout, f"did not read the request for {WRITE_S:g} s"),
     Failure.NO_HTTP: (UpstreamProtocolError, "broke off or does not speak HTTP"),
     Failure.BROKEN: (RuntimeUnavailable, "broke the connection before it answered"),
@@ -116,8 +118,9 @@ class _Response(Protocol):
 
 @attrs.define(eq=False)
 class Upstream:
-    """One runtime at `url`. `name` stands in its errors. `transport` is another way to it than TCP: `unix_socket`, a
-    PlainTransport on other streams, or one of httpx, such as a network in memory for tests. `headers` go out with every
+    """One runtime at `url`. `name` stands in its errors. `transport` is another way to it than a connection for every
+    request: a ConnectionPool of that server, `unix_socket`, a PlainTransport on other streams, or one of httpx, such as
+    a network in memory for tests. `headers` go out with every
     request and nowhere else: they may hold a key. Those of `policies.trace.ONWARD` go out too, on this machine.
     `permit` is needed to reach another machine.
 
@@ -135,7 +138,14 @@ class Upstream:
     def __attrs_post_init__(self) -> None:
         url, transport = httpx.URL(self.url), self.transport
         headers = {**_HEADERS, **self.headers}
-        if transport is None:
+        keeps = isinstance(transport, ConnectionPool)
+        if isinstance(transport, ConnectionPool):
+            at = (url.raw_host.decode("ascii"), url.port or _PORTS.get(url.scheme), url.scheme == "https")
+            if at != (transport.host, transport.port, transport.tls):
+                raise ValueError(f"{self.name}: these connections go elsewhere than to {self.url}")
+            permitted = transport.under(self.permit)
+            transport = PlainTransport(permitted.connect, kept=permitted)
+        elif transport is None:
             if url.scheme not in _PORTS or not url.host:
                 raise ValueError(f"{self.name}: {self.url} is neither http nor https")
             connect = partial(
@@ -149,7 +159,7 @@ class Upstream:
         elif isinstance(transport, PlainTransport) and url.scheme != "http":
             raise ValueError(f"{self.name}: a plain transport carries http, and {self.url} is not")
         if isinstance(transport, PlainTransport):
-            self._way = _Plain.to(url, transport, headers, self.connect_s)
+            self._way = _Plain.to(url, transport, headers, self.connect_s, keeps)
         else:
             self._way = _Library.to(url, transport, headers, self.connect_s)
 
@@ -220,14 +230,18 @@ class UpstreamResponse:
         return self
 
     async def __anext__(self) -> bytes:
-        """Raises UpstreamTruncated when the connection breaks inside the body."""
-        try:
-            data = await self._response.read()
-        except HttpFailure as error:
-            raise self._upstream.fault(error) from error
+        """Raises as `next`."""
+        data = await self.next()
         if data is None:
             raise StopAsyncIteration
         return data
+
+    async def next(self) -> bytes | None:
+        """The next read, None at the end. Raises UpstreamTruncated when the connection breaks inside the body."""
+        try:
+            return await self._response.read()
+        except HttpFailure as error:
+            raise self._upstream.fault(error) from error
 
     async def next_within(self, timeout_s: float) -> bytes | None:
         """The next read, None at the end. Raises UpstreamTimeout after `timeout_s` of silence."""
@@ -278,13 +292,16 @@ class _Plain:
     _connect_s: float
 
     @classmethod
-    def to(cls, url: httpx.URL, transport: PlainTransport, headers: Mapping[str, str], connect_s: float) -> _Plain:
+    def to(
+        cls, url: httpx.URL, transport: PlainTransport, headers: Mapping[str, str], connect_s: float, keeps: bool
+    ) -> _Plain:
         pairs = {name.lower().encode("ascii"): value.encode("ascii") for name, value in headers.items()}
         if url.userinfo:
             pairs[b"authorization"] = b"Basic " + b64encode(f"{url.username}:{url.password}".encode())
         prefix = url.raw_path.decode("ascii").rstrip("/")
-        # Servers that keep connections need not keep this one.
-        return cls(transport, prefix, ((b"host", url.netloc), (b"connection", b"close"), *pairs.items()), connect_s)
+        # Servers that keep connections need not keep one that we do not.
+        closing = () if keeps else ((b"connection", b"close"),)
+        return cls(transport, prefix, ((b"host", url.netloc), *closing, *pairs.items()), connect_s)
 
     async def send(self, method: str, path: str, body: bytes, onward: Mapping[str, str]) -> _Response:
         target = self._prefix + quote(path, safe=_TARGET_SAFE)

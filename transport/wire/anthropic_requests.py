@@ -54,6 +54,7 @@ def _refuse(request: GenerationRequest) -> None:
         "seed": parameters.seed is not None,
         "format": request.format is not None,
         "think": request.think not in (None, False),
+        "logprobs": request.logprobs_wanted,
     }
     for field, given in asked.items():
         if given:

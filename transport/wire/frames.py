@@ -1,5 +1,5 @@
-"""Frames and events as bytes. Every event is encoded once for all clients, and once more for each distinct
-subscription with top-K lists; frames are put together from these pieces."""
+"""Frames and events as bytes. Every event is encoded once for all clients and event streams, and once more for each
+distinct subscription with top-K lists; frames and lines are put together from these pieces."""
 
 from __future__ import annotations
 
@@ -67,28 +67,23 @@ class EventLine(msgspec.Struct, gc=False):
     payload: Any
 
 
-def finite(value: float | None) -> float | None:
-    """JSON has no infinities: what is not finite goes out as null."""
-    return value if value is not None and value - value == 0.0 else None
-
-
 def _token(sample: EnergySample, with_top: bool) -> TokenItem:
-    token = sample.token
+    token, delta_us = sample.token, sample.token.delta_us
     item = TokenItem(
         text=token.text,
         kind=token.kind,
         position=token.position,
         offset=token.offset,
         t_us=token.t_us,
-        delta_ms=None if token.delta_us is None else token.delta_us / 1000,
-        logprob=finite(token.logprob),
+        delta_ms=None if delta_us is None else delta_us / 1000,
+        logprob=token.logprob,  # JSON has no infinities: the encoder writes null for what is not finite
         energy=sample.energy,
         energy_base=sample.energy_base,
         coalesced=token.coalesced,
         throttled=token.throttled,
     )
     if with_top:
-        item.top = [TopItem(entry.token, finite(entry.logprob)) for entry in token.top]
+        item.top = [TopItem(entry.token, entry.logprob) for entry in token.top]
     return item
 
 
@@ -110,25 +105,25 @@ def _text_only(sample: EnergySample) -> TokenItem:
     )
 
 
-def encode_payload(event: Event, with_top: bool) -> bytes:
+def encode_event(event: Event, *, with_top: bool) -> bytes:
+    """`{"type","session_id","payload"}`; tokens with their top-K lists or without."""
     payload: Any = event.payload
     if isinstance(payload, TokensPayload):
         older, with_top = payload.text_only, with_top and payload.with_top
         tokens = [_text_only(sample) for sample in payload.samples[:older]]
         tokens += [_token(sample, with_top) for sample in payload.samples[older:]]
         payload = TokenEventPayload(payload.stream_id, payload.model, tokens)
-    return _encoder.encode(payload)
+    return _encoder.encode(EventItem(event.type, event.session_id, payload))
 
 
-def encode_event(event: Event, payload: bytes) -> bytes:
-    """`{"type","session_id","payload"}` around an encoded payload."""
-    return _encoder.encode(EventItem(event.type, event.session_id, msgspec.Raw(payload)))
+def line_head(frame: Frame) -> bytes:
+    """The stamps of a frame, with which the lines of its events begin."""
+    return f'{{"v":"{SCHEMA_VERSION}","ts_ms":{frame.ts_ms},"mono_ms":{frame.mono_us / 1000!r},'.encode()
 
 
-def encode_line(event: Event, payload: bytes, ts_ms: int, mono_ms: float) -> bytes:
-    return _encoder.encode(
-        EventLine(SCHEMA_VERSION, ts_ms, mono_ms, event.type, event.session_id, msgspec.Raw(payload))
-    )
+def line_of(head: bytes, event: bytes) -> bytes:
+    """An encoded event as an `EventLine`: the stamps in place of its opening brace."""
+    return head + event[1:]
 
 
 def encode_notice(type_: str, session_id: str, payload: Any, ts_ms: int, mono_ms: float) -> bytes:

@@ -26,11 +26,12 @@ _NEVER_ANSWERED: Final = (ConfigError, AddressInUse)  # they end the process bef
 
 # Units stand in field names, last; these are the ways they are spelled.
 _UNITS: Final = {
-    "ms": "ms", "us": "µs", "s": "s", "bytes": "bytes", "bits": "bits", "hz": "Hz", "percent": "%",
+    "ms": "ms", "us": "µs", "s": "s", "bytes": "bytes", "bits": "bits", "hz": "Hz", "percent": "%", "seconds": "s",
 }  # fmt: skip
 _NAMED_UNITS: Final = {
     "tps": "tokens/s", "tps_max": "tokens/s", "tps_average": "tokens/s", "tps_current": "tokens/s", "fps": "frames/s",
     "fps_current": "frames/s", "eu": "EU", "eu_frame": "EU", "eu_total": "EU", "eu_rate": "EU/s", "logprob": "nat",
+    "avg_throughput_tok_s": "tokens/s",
 }  # fmt: skip
 _ENGINE_CLOCK: Final = "on the engine clock: monotonic, 0 when the engine started"
 _CLOCKS: Final = dict.fromkeys(("mono_ms", "t_us", "start_us", "end_us", "started_ms"), _ENGINE_CLOCK) | {

@@ -73,11 +73,22 @@ class Hello(msgspec.Struct):
 
 
 class SnapshotStream(msgspec.Struct):
-    """`text`: the last 64 KiB of each kind."""
+    """`text`: the last 64 KiB of each kind. `end` is of a council's member that is done."""
 
     stream_id: str
     model: str
+    ttft_ms: float | None
+    tokens: int
+    end: MemberEndPayload | None
     text: dict[TokenKind, str]
+
+
+class SnapshotCouncil(msgspec.Struct):
+    """What was told of a council last; null: nothing yet."""
+
+    formed: FormedPayload
+    interference: InterferencePayload | None
+    synthesis: SynthesisPayload | None
 
 
 class SnapshotSession(msgspec.Struct):
@@ -95,6 +106,7 @@ class SnapshotSession(msgspec.Struct):
     eu_total: float | None
     last_energy: EnergyUpdatePayload | None
     end: SessionEndPayload | None
+    council: SnapshotCouncil | None
     streams: list[SnapshotStream]
 
 

@@ -22,23 +22,23 @@ import attrs
 import msgspec
 
 from engine.domain.errors import EngineError, ModelNotFound, RuntimeUnavailable, UpstreamProtocolError
-from engine.domain.generation import Chunk, EndReason, GenerationEnd
+from engine.domain.generation import Chunk, EndReason, GenerationEnd, TokenLogprob
 from transport.wire import records
 from transport.wire.lines import LineSplitter
-from transport.wire.records import ENTRIES_MAX, Count, Entry, T
+from transport.wire.records import ENTRIES_MAX, Count, Entries, Entry, T
 
 _CONTEXT: Final = re.compile(r"context|too long", re.IGNORECASE)
 _QUOTES: Final = (" raw=",)  # what the model wrote
 _ABILITIES: Final = ("tools", "thinking", "insert", "vision")  # a model has them, whatever else is asked for
 
 
-class _Message(msgspec.Struct):
+class _Message(msgspec.Struct, gc=False):
     content: str = ""
     thinking: str = ""
     tool_calls: list[msgspec.Raw] | None = None
 
 
-class _Record(msgspec.Struct):
+class _RecordFields(msgspec.Struct, gc=False):
     """One line of `/api/generate` (`response`) or `/api/chat` (`message`), or `{"error": …}`."""
 
     response: str = ""
@@ -47,13 +47,20 @@ class _Record(msgspec.Struct):
     message: _Message | None = None
     done: bool = False
     done_reason: str = ""
-    logprobs: Annotated[list[Entry], msgspec.Meta(max_length=ENTRIES_MAX)] | None = None
     prompt_eval_count: Count | None = None
     eval_count: Count | None = None
     eval_duration: Count | None = None
     load_duration: Count | None = None
     remote_host: str = ""
     error: str | None = None
+
+
+class _Record(_RecordFields, gc=False):
+    logprobs: Entries | None = None
+
+
+class _LooseRecord(_RecordFields):
+    logprobs: Annotated[list[Entry], msgspec.Meta(max_length=ENTRIES_MAX)] | None = None
 
 
 class ModelDetails(msgspec.Struct, omit_defaults=True):
@@ -149,7 +156,9 @@ class _ContextRefusal(msgspec.Struct):
     error: _ContextError
 
 
+_AnyRecord = _Record | _LooseRecord
 _record_decoder: Final = msgspec.json.Decoder(_Record)
+_loose_decoder: Final = msgspec.json.Decoder(_LooseRecord)
 
 
 # ── the stream ──
@@ -161,7 +170,7 @@ def parse_record(line: bytes, t_us: int, offset: int = 0) -> tuple[Chunk, ...]:
     `raw` is on the first of them, `end` on the last. The text of a tool call is its compact JSON. `offset` is where the
     line starts in the stream. Raises UpstreamProtocolError for a line that is no such record and for an error record.
     """
-    return _chunks(records.decode(line, _record_decoder, offset), line, t_us, offset)
+    return _chunks(_record(line, offset), line, t_us, offset)
 
 
 def whole_answer(body: bytes, t_us: int) -> tuple[Chunk, ...]:
@@ -197,7 +206,7 @@ class RecordStream:
         for index, (line, start) in enumerate(zip(lines, self._lines.starts, strict=True)):
             if not line.strip():
                 continue
-            chunks = self._chunks(records.decode(line, _record_decoder, start), line, t_us, start)
+            chunks = self._chunks(_record(line, start), line, t_us, start)
             if chunks[-1].end is not None:
                 self.ended = True
                 self._count_late(lines[index + 1 :])  # now: a reader may leave at the end it was waiting for
@@ -214,7 +223,7 @@ class RecordStream:
         if not rest.strip():
             return
         try:
-            record = records.decode(rest, _record_decoder)
+            record = _record(rest)
         except UpstreamProtocolError:
             self.cut = True
             return
@@ -222,31 +231,44 @@ class RecordStream:
         self.ended = chunks[-1].end is not None
         yield from chunks
 
-    def _chunks(self, record: _Record, line: bytes, t_us: int, offset: int) -> tuple[Chunk, ...]:
+    def _chunks(self, record: _AnyRecord, line: bytes, t_us: int, offset: int) -> tuple[Chunk, ...]:
         self.reported = record.error is not None
         chunks = _chunks(record, line, t_us, offset, self._calls)
-        self._calls += sum(len(chunk.tool_calls) for chunk in chunks)
+        for chunk in chunks:
+            self._calls += len(chunk.tool_calls)
         return chunks
 
     def _count_late(self, lines: Sequence[bytes]) -> None:
         self.late_records += sum(1 for line in lines if line.strip())
 
 
-def _chunks(record: _Record, line: bytes, t_us: int, offset: int, calls_before: int = 0) -> tuple[Chunk, ...]:
+def _record(line: bytes, offset: int = 0) -> _AnyRecord:
+    return records.decode_either(line, _record_decoder, _loose_decoder, offset)
+
+
+def _chunks(record: _AnyRecord, line: bytes, t_us: int, offset: int, calls_before: int = 0) -> tuple[Chunk, ...]:
     if record.error is not None:
         raise UpstreamProtocolError(f"the runtime broke off with an error: {reported(record.error)}")
     if record.remote_host:
         raise UpstreamProtocolError("the runtime answered from another machine; only models that run here are used")
     message = record.message or record
     content = record.message.content if record.message else record.response
+    entries = _entries(record)
+    if not (record.done or message.thinking or message.tool_calls):  # as nearly all records of an answer
+        return (Chunk(content, t_us, logprobs=entries, raw=line),)
     parts = records.parts(message.thinking, content, message.tool_calls)
-    found = record.logprobs or ()
-    entries = records.token_logprobs(found, [entry.token for entry in found])
     calls = records.call_parts(message.tool_calls or (), offset, calls_before)
     return records.chunks(parts, entries, t_us, line, _end(record) if record.done else None, calls)
 
 
-def _end(record: _Record) -> GenerationEnd:
+def _entries(record: _AnyRecord) -> tuple[TokenLogprob, ...]:
+    if isinstance(record, _LooseRecord):
+        found = record.logprobs or ()
+        return records.token_logprobs(found, [entry.token for entry in found])
+    return record.logprobs or ()
+
+
+def _end(record: _AnyRecord) -> GenerationEnd:
     eval_count = record.eval_count
     if eval_count is None and record.eval_duration is not None:
         eval_count = 0

@@ -24,10 +24,21 @@ import attrs
 import msgspec
 
 from engine.domain.errors import EngineError, ModelNotFound, RuntimeUnavailable, UpstreamProtocolError
-from engine.domain.generation import Chunk, EndReason, GenerationEnd, TokenLogprob, ToolCallPart, TopEntry
+from engine.domain.generation import (
+    TOKEN_CHARS_MAX,
+    TOP_MAX,
+    Chunk,
+    EndReason,
+    GenerationEnd,
+    TokenKind,
+    TokenLogprob,
+    TokenText,
+    ToolCallPart,
+    TopEntry,
+)
 from transport.wire import records
 from transport.wire.openai_requests import CHAT_PATH
-from transport.wire.records import ENTRIES_MAX, TOKEN_CHARS_MAX, TOP_MAX, Count, LogProb, Part, TokenText
+from transport.wire.records import ENTRIES_MAX, Count, LogProb, Part
 from transport.wire.sse import Event, EventStream
 
 MODELS_PATH: Final = "/v1/models"
@@ -164,7 +175,8 @@ class ChunkStream:
     `finishing`: a `finish_reason` was seen, only counts and `[DONE]` can still come. `ended`: the last chunk was handed
     out; it carries the end, unless no `finish_reason` came before `[DONE]`. What comes after it is ignored and counted
     in `late_records`. `cut`: the stream ended inside an event. `reported`: the error that was raised is an event of the
-    server's own. `logprobs`: entries seen. `secret` is kept out of error texts.
+    server's own. `logprobs`: entries seen; `unscored`: pieces of the answer without one. `secret` is kept out of error
+    texts.
     """
 
     secret: str = attrs.field(default="", repr=False)
@@ -173,6 +185,7 @@ class ChunkStream:
     cut: bool = attrs.field(default=False, init=False)
     reported: bool = attrs.field(default=False, init=False)
     logprobs: int = attrs.field(default=0, init=False)
+    unscored: int = attrs.field(default=0, init=False)
     _events: EventStream = attrs.field(factory=EventStream, init=False)
     _reason: EndReason | None = attrs.field(default=None, init=False)
     _usage: _Usage = attrs.field(factory=_Usage, init=False)
@@ -226,6 +239,8 @@ class ChunkStream:
         parts = _parts(choice)
         entries = _entries(choice.logprobs, "".join(text for _, text in parts))
         self.logprobs += len(entries)
+        if not entries:
+            self.unscored += any(text and kind is TokenKind.ANSWER for kind, text in parts)
         yield from records.chunks(parts, entries, t_us, data, calls=_calls(choice))
 
     def _last_event(self) -> Iterator[Event]:

@@ -10,22 +10,30 @@ from typing import Annotated, Final, TypeVar
 import msgspec
 
 from engine.domain.errors import EngineError, InvalidRequest, Overloaded, UpstreamProtocolError
-from engine.domain.generation import Chunk, GenerationEnd, TokenKind, TokenLogprob, ToolCallPart, TopEntry
+from engine.domain.generation import (
+    TOP_MAX,
+    Chunk,
+    GenerationEnd,
+    TokenKind,
+    TokenLogprob,
+    TokenText,
+    ToolCallPart,
+    TopEntry,
+)
 
-TOKEN_CHARS_MAX: Final = 16 * 1024
 ENTRIES_MAX: Final = 65_536  # log-probability entries in one record; a whole answer is one
-TOP_MAX: Final = 64  # alternatives of one entry; more than anybody may ask for
 TOP_ASKED_MAX: Final = 20  # the OpenAI API's own limit; Ollama answers 400 above it
 COUNT_MAX: Final = 2**53
 DIMENSIONS_MAX: Final = 65_536  # of an embedding
 REPORTED_CHARS_MAX: Final = 200  # of the runtime's own error text
 LOGPROB_ROUNDING: Final = 1e-3  # float32 sums can come out a little above zero
 
-TokenText = Annotated[str, msgspec.Meta(max_length=TOKEN_CHARS_MAX)]
 LogProb = Annotated[float, msgspec.Meta(le=LOGPROB_ROUNDING)]
 Count = Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]
+Entries = Annotated[tuple[TokenLogprob, ...], msgspec.Meta(max_length=ENTRIES_MAX)]
 Part = tuple[TokenKind, str]
 T = TypeVar("T")
+Loose = TypeVar("Loose")
 
 _BYTE: Final = re.compile(r" \(byte (\d+)\)")
 
@@ -36,8 +44,8 @@ class Top(msgspec.Struct, gc=False):
 
 
 class Entry(msgspec.Struct):
-    """The log-probability of one token, with the alternatives to it. llama.cpp goes on when a model's arithmetic
-    overflows, and writes NaN as null."""
+    """The log-probability of one token, with the alternatives to it, where they are not what they should be: a little
+    above zero, or null. llama.cpp goes on when a model's arithmetic overflows, and writes NaN as null."""
 
     token: TokenText
     logprob: LogProb | None
@@ -79,6 +87,18 @@ def decode(data: bytes, decoder: msgspec.json.Decoder[T], offset: int = 0) -> T:
     raise UpstreamProtocolError(
         f"the runtime sent a record that cannot be read at byte {offset + at}: {reason}", offset=offset + at
     )
+
+
+def decode_either(
+    data: bytes, strict: msgspec.json.Decoder[T], loose: msgspec.json.Decoder[Loose], offset: int = 0
+) -> T | Loose:
+    """As `decode`. Nearly every record is what it should be, and `strict` gives its entries as they are used; what it
+    refuses, `loose` takes or finds wrong."""
+    try:
+        str(data, "utf-8")
+        return strict.decode(data)
+    except (UnicodeDecodeError, RecursionError, msgspec.DecodeError):
+        return decode(data, loose, offset)
 
 
 def vector(data: msgspec.Raw) -> tuple[float, ...]:
@@ -172,6 +192,9 @@ def chunks(
 ) -> tuple[Chunk, ...]:
     """The chunks of one record, one per part. `raw` is on the first of them, `end` on the last, `calls` are those of
     the part that is of tool calls."""
+    if len(parts) == 1:
+        ((kind, text),) = parts
+        return (Chunk(text, t_us, kind, entries, end, raw, calls if kind is TokenKind.TOOL else ()),)
     last = len(parts) - 1
     return tuple(
         Chunk(

@@ -48,6 +48,10 @@ def options(parameters: Parameters, max_tokens: str) -> dict[str, Any]:
     return {name: value for name, value in named.items() if value is not None}
 
 
+def gave_no_logprobs(model: str) -> InvalidRequest:
+    return refused("logprobs", f"{model} gives none; leave them out, or use another model")
+
+
 # ── chats ──
 
 

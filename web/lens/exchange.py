@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from actors.catalog import ModelRef
-from actors.reply_line import Begun, Ended, Item, ReplyLine
+from actors.reply_line import AtOnce, Begun, Ended, Item, ReplyLine, Spoken
 from actors.resume import DETAIL
 from actors.session import Session
 from engine.domain.errors import EngineError, Overloaded, UpstreamTruncated
@@ -25,7 +25,7 @@ from policies.resume import TOKENS_MAX
 from transport.wire.dialects.field_names import in_words_of
 from transport.wire.dialects.reply import Asked, Reply, ReplyEnd, ReplyFacts
 from transport.wire.dialects.wf_field import has_record, seam_fields, with_wf
-from web.handles import Engine
+from web.handles import PUSH, Engine
 from web.lens.tracing import trace_headers
 
 KEEP_ALIVE_S: Final = 15.0
@@ -76,6 +76,8 @@ class Exchange:
     _seams: list[Seam] = attrs.field(factory=list, init=False)
     _untold: Seam | None = attrs.field(default=None, init=False)  # the client has not heard of it yet
     _kept: list[Chunk] = attrs.field(factory=list, init=False)  # for a reply that may have to be translated midway
+    _push: Callable[[bytes], bool] | None = attrs.field(default=None, init=False)  # the client's connection has one
+    _said_s: float = attrs.field(default=0.0, init=False)  # when the last words went out, on the clock of trio
 
     @property
     def passive(self) -> bool:
@@ -119,28 +121,42 @@ class Exchange:
     # ── a stream ──
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The reply as it comes, to its terminal frame."""
+        """The reply as it comes, to its terminal frame, less what went out at once meanwhile."""
         keep_alive = self._keep_alive(self.reply)
+        self._push = self.terms.scope.get(PUSH)
+        at_once = None if self._push is None else self._say_at_once
         while True:
-            item = await self._next_within(KEEP_ALIVE_S) if keep_alive else await self.line.next()
+            item = await (self._next_within(KEEP_ALIVE_S, at_once) if keep_alive else self.line.next(at_once))
             if item is None:
                 yield keep_alive
                 continue
-            data = bytearray()
-            try:
-                for part in self.said(item):
-                    data += part
-            except EngineError as error:
-                yield bytes(data) + self._failed(error)  # what the dialect could say before it is said
+            spoken = self.spoken(item)
+            if spoken.error is not None:
+                yield spoken.data + self._failed(spoken.error)  # what the dialect could say before it is said
                 return
-            if data:
-                yield bytes(data)
+            if spoken.data:
+                yield spoken.data
             if isinstance(item, Ended):
                 return
 
-    async def _next_within(self, limit_s: float) -> Item | None:
-        with trio.move_on_after(limit_s):
-            return await self.line.next()
+    async def _next_within(self, limit_s: float, at_once: AtOnce | None) -> Item | None:
+        """None when nothing was said for `limit_s`."""
+        self._said_s = trio.current_time()
+        while (until_s := self._said_s + limit_s) > trio.current_time():
+            with trio.move_on_at(until_s):
+                return await self.line.next(at_once)
+        return None
+
+    def _say_at_once(self, item: Begun | Chunk | Read) -> Spoken | None:
+        """To the client without a detour through the task that answers it, which sleeps meanwhile."""
+        spoken = self.spoken(item)
+        if spoken.error is not None:
+            return spoken
+        if spoken.data:
+            assert self._push is not None
+            if not self._push(spoken.data):
+                return spoken
+            self._said_s = trio.current_time()
         return None
 
     async def late_pieces(self, again: Callable[[], Exchange]) -> AsyncIterator[bytes]:
@@ -182,25 +198,28 @@ class Exchange:
 
     # ── what is said ──
 
-    def said(self, item: Item) -> Iterator[bytes]:
-        """What `item` is to the client, piece by piece. Raises EngineError when its dialect cannot say the next one;
-        the session ends with it."""
+    def spoken(self, item: Item) -> Spoken:
+        """What `item` is to the client; with an error when its dialect cannot say all of it. The session ends then."""
+        if isinstance(item, Spoken):
+            return item
+        if self.passive and isinstance(item, Read):
+            return Spoken(item.data)
+        said = []
         try:
             match item:
                 case Chunk():
-                    yield self._fed(item)
-                case Read() if self.passive:
-                    yield item.data
+                    said.append(self._fed(item))
                 case Read():
                     for chunk in item.chunks:
-                        yield self._fed(chunk)
+                        said.append(self._fed(chunk))  # noqa: PERF401
                 case Ended():
-                    yield self._last(item)
+                    said.append(self._last(item))
                 case _:
                     raise AssertionError("a stream begins once")
         except EngineError as error:
             self.session.stop(EndReason.ERROR, error)
-            raise
+            return Spoken(b"".join(said), error)
+        return Spoken(b"".join(said))
 
     def _fed(self, chunk: Chunk) -> bytes:
         if chunk.seam is not None:
@@ -215,7 +234,7 @@ class Exchange:
 
     def _keep(self, chunk: Chunk) -> None:
         if (chunk.text or chunk.logprobs or chunk.tool_calls) and len(self._kept) <= TOKENS_MAX:
-            self._kept.append(attrs.evolve(chunk, raw=b""))
+            self._kept.append(msgspec.structs.replace(chunk, raw=b""))
 
     def _sew(self, seam: Seam) -> None:
         """From here on the reply is made by us, whoever made it so far: who goes on was asked in other words."""

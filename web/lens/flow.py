@@ -16,7 +16,7 @@ from quart import Response, request
 
 from actors.catalog import ModelRef
 from actors.lease import Tell
-from actors.reply_line import Ended, ReplyLine
+from actors.reply_line import Ended, ReplyLine, Spoken
 from actors.resume import DETAIL
 from actors.session import SessionRequest
 from engine.domain.errors import EngineError, InvalidRequest
@@ -37,12 +37,14 @@ __all__ = [
     "UNLOAD",
     "ConnectionCut",
     "DialectModule",
+    "aged_headers",
     "answer",
     "call_headers",
     "embed",
     "explained",
     "failure_of",
     "is_passive",
+    "listed",
     "look_up",
     "refusal",
     "resolve",
@@ -53,6 +55,7 @@ LENS_HEADER: Final = "x-wf-lens"
 UNLOAD: Final = (0, "0", "0s")  # a keep_alive that takes a model out
 LEAVE_HEADER: Final = "x-wf-on-disconnect"
 RESUME_HEADER: Final = "x-wf-resume"
+AGE_HEADER: Final = "x-wf-age-ms"
 
 
 ErrorBody = Callable[[EngineError], bytes]
@@ -109,7 +112,7 @@ async def _answer(
     assert isinstance(body, bytes)
     asked = prepare(dialect.parse(request.path, body))
     unload = asked.load_only and asked.request.keep_alive in UNLOAD
-    found = look_up(engine, asked.model) if unload else resolve(engine, asked.model, wants_of(asked.request))
+    found = look_up(engine, asked.model) if unload else resolve(engine, asked.model, _wants(asked))
     model = await found
     if asked.load_only and load_only is not None:
         return await engine.lens.calls.run(load_only(engine, asked, model))
@@ -126,7 +129,7 @@ async def _answer(
         if isinstance(first, Ended):
             if terms.passive:
                 raise exchange.failure(first)
-            model = engine.providers.next_after(model, exchange.failure(first), wants_of(asked.request), tried)
+            model = engine.providers.next_after(model, exchange.failure(first), _wants(asked), tried)
             ask = partial(_open, engine, dialect, origin, asked, model, terms)
             continue
         if first.status in (None, 200):
@@ -140,6 +143,11 @@ async def _answer(
     if asked.stream:
         return _streamed(exchange, exchange.pieces(), content_type)
     return await _whole(exchange, content_type)
+
+
+def _wants(asked: Asked) -> Wants:
+    """What whoever stands in must be able to do."""
+    return attrs.evolve(wants_of(asked.request), logprobs=asked.logprobs)
 
 
 def _terms(engine: Engine) -> Terms:
@@ -178,7 +186,8 @@ def _open(
         plain = None if passive or asked.logprobs else dialect.forward_body(asked, own, logprobs=False)
         sent = asked.body if passive else dialect.forward_body(asked, own)
         named = asked.model if passive else own
-        forward = ForwardRequest(asked.dialect, asked.path, sent, named, plain, bool(asked.request.tools))
+        tools = bool(asked.request.tools)
+        forward = ForwardRequest(asked.dialect, asked.path, sent, named, plain, tools, as_it_comes=passive)
     elif fields := needs(asked):
         raise InvalidRequest(
             f"{', '.join(fields)}: {model.name} runs in {model.runtime.name}, which has no such thing",
@@ -187,7 +196,12 @@ def _open(
     if asked.logprobs and not native and _gives_none(model):
         raise InvalidRequest(f"logprobs: {model.name} in {model.runtime.name} gives no log-probabilities")
     line = ReplyLine()
-    asked_of = attrs.evolve(asked.request, model=model.info.name, resume=_resumable(terms.resume, asked))
+    asked_of = attrs.evolve(
+        asked.request,
+        model=model.info.name,
+        resume=_resumable(terms.resume, asked),
+        logprobs_wanted=asked.logprobs,
+    )
     session = engine.sessions.start(SessionRequest(model, asked_of, origin, reply=line, forward=forward))
     on_leave(terms.scope, line.leave)
     on_leave(terms.scope, partial(engine.sessions.leave, session, terms.leave_s))
@@ -216,12 +230,18 @@ async def _whole(exchange: Exchange, content_type: str) -> Response:
     """One body. What goes wrong on the way still has a status."""
     body = bytearray()
     while not isinstance(item := await exchange.line.next(), Ended):
-        body += b"".join(exchange.said(item))
+        body += _wholly(exchange.spoken(item))
     broken = not exchange.line.whole if exchange.passive else item.end is None and item.reason is not EndReason.ABORTED
     if broken:
         raise exchange.failure(item)
-    body += b"".join(exchange.said(item))
+    body += _wholly(exchange.spoken(item))
     return Response(bytes(body), content_type=content_type, headers=exchange.headers())
+
+
+def _wholly(spoken: Spoken) -> bytes:
+    if spoken.error is not None:
+        raise spoken.error
+    return spoken.data
 
 
 async def explained(engine: Engine, error_body: ErrorBody, call: Awaitable[Response]) -> Response:
@@ -246,7 +266,7 @@ async def embed(engine: Engine, name: str, asked: EmbedRequest) -> Embedded:
     """Vectors by the model that the client calls `name`. Raises InvalidRequest when its runtime makes none."""
     model = await resolve(engine, name)
     if not isinstance(model.runtime, Embedder):
-        raise InvalidRequest(f"{model.name} runs in {model.runtime.name}, which makes no embeddings")
+        raise InvalidRequest(f"{model.name} runs in {model.runtime.name}, which makes no embeddings; use another model")
     began_us = engine.clock()
     async with engine.pool.lease(model, tell_of(engine, model)) as grant:
         granted_us = engine.clock()
@@ -281,6 +301,18 @@ async def resolve(engine: Engine, name: str, wants: Wants | None = None) -> Mode
 async def look_up(engine: Engine, name: str) -> ModelRef:
     """The model that a client only speaks of."""
     return await engine.catalog.resolve(engine.lens.aliases.get(name, name))
+
+
+async def listed(engine: Engine, content_type: str, write: Callable[[], bytes]) -> Response:
+    """A list that `write` makes of the catalog. The runtimes are asked again where they were not just now."""
+    headers = await aged_headers(engine)
+    body = engine.lens.written.body(request.path, engine.catalog.rounds, write)
+    return Response(body, content_type=content_type, headers=headers)
+
+
+async def aged_headers(engine: Engine) -> dict[str, str]:
+    """Of a list: how old it is at most."""
+    return {AGE_HEADER: f"{1000 * await engine.catalog.recent():.0f}"}
 
 
 def tell_of(engine: Engine, model: ModelRef) -> Tell:

@@ -24,7 +24,19 @@ from transport.wire.dialects import ollama_show as listing
 from transport.wire.dialects.reply import Asked, ReplyFacts
 from web.handles import Engine
 from web.lens.exchange import NATIVE, TRANSLATED
-from web.lens.flow import UNLOAD, answer, call_headers, embed, explained, is_passive, look_up, refusal, tell_of
+from web.lens.flow import (
+    UNLOAD,
+    aged_headers,
+    answer,
+    call_headers,
+    embed,
+    explained,
+    is_passive,
+    listed,
+    look_up,
+    refusal,
+    tell_of,
+)
 from web.lens.tracing import traced
 
 MANAGEMENT: Final = (
@@ -47,8 +59,7 @@ def blueprint(engine: Engine) -> Blueprint:
 
     @routes.get("/api/tags")
     async def tags() -> Response:
-        await engine.catalog.refresh()
-        return Response(listing.tags(map(_public, engine.catalog.askable)), content_type=JSON)
+        return await listed(engine, JSON, lambda: listing.tags(map(_public, engine.catalog.askable)))
 
     @routes.get("/api/ps")
     async def ps() -> Response:
@@ -83,16 +94,17 @@ def _public(model: ModelRef) -> ModelInfo:
 
 async def _resident(engine: Engine) -> list[listing.Resident]:
     """What is in memory, with what each runtime knows of it: an Ollama its own, the built-in models use no GPU."""
+    statuses = [(model, engine.pool.pool.status(model.name)) for model in engine.catalog.models]
+    ready = [(model, status) for model, status in statuses if status.state is ModelState.READY]
     running = {
-        name: await runtime.running()
+        name: await engine.lens.residences.of(
+            name, runtime, frozenset(model.info.name for model, _ in ready if model.runtime is runtime)
+        )
         for name, runtime in engine.catalog.runtimes.items()
         if isinstance(runtime, OllamaServer) and (probe := engine.catalog.probes.get(name)) is not None and probe.up
     }
     found = []
-    for model in engine.catalog.models:
-        status = engine.pool.pool.status(model.name)
-        if status.state is not ModelState.READY:
-            continue
+    for model, status in ready:
         vram_bytes = 0 if model.runtime.kind == "embedded" else None
         told = running.get(model.runtime.name, {}).get(model.info.name, Residence(vram_bytes, None, None))
         found.append(
@@ -104,8 +116,8 @@ async def _resident(engine: Engine) -> list[listing.Resident]:
 
 
 async def _ps(engine: Engine) -> Response:
-    await engine.catalog.refresh()
-    return Response(listing.ps(await _resident(engine)), content_type=JSON)
+    aged = await aged_headers(engine)
+    return Response(listing.ps(await _resident(engine)), content_type=JSON, headers=aged)
 
 
 async def _show(engine: Engine) -> Response:
@@ -141,7 +153,10 @@ async def _load(engine: Engine, asked: Asked, model: ModelRef) -> Response:
     else:
         await engine.pool.load(model, tell_of(engine, model))
         if isinstance(model.runtime, Forwarder) and Dialect.OLLAMA in model.runtime.dialects:
-            return await _load_as_asked(engine, model, model.runtime, asked, began_us)
+            try:
+                return await _load_as_asked(engine, model, model.runtime, asked, began_us)
+            finally:
+                engine.lens.residences.forget(model.runtime.name)  # it may stay longer, or shorter, than before
     headers = call_headers(engine, model, TRANSLATED, began_us, (engine.clock() - began_us) / 1000, 0)
     facts = ReplyFacts(secrets.token_hex(12), time.time(), asked.model)
     return Response(dialect.load_body(asked, facts), content_type=JSON, headers=headers)

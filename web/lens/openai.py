@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Final
 
 from quart import Blueprint, Response, request
 
 from engine.domain.generation import Origin
+from engine.domain.models import ModelInfo
 from transport.wire.dialects import openai as dialect
 from transport.wire.dialects import openai_models as listing
 from web.handles import Engine
-from web.lens.flow import answer, embed, explained, look_up
+from web.lens.flow import answer, embed, explained, listed, look_up
 from web.lens.tracing import traced
 
 JSON: Final = "application/json"
@@ -21,9 +23,7 @@ def blueprint(engine: Engine) -> Blueprint:
 
     @routes.get("/v1/models")
     async def models() -> Response:
-        await engine.catalog.refresh()
-        body = listing.models_body((model.name, model.info) for model in engine.catalog.askable)
-        return Response(body, content_type=JSON)
+        return await listed(engine, JSON, lambda: listing.models_body(_named(engine)))
 
     @routes.get("/v1/models/<path:name>")
     async def model(name: str) -> Response:
@@ -40,6 +40,10 @@ def blueprint(engine: Engine) -> Blueprint:
         return await explained(engine, dialect.error_body, _embed(engine))
 
     return routes
+
+
+def _named(engine: Engine) -> Iterator[tuple[str, ModelInfo]]:
+    return ((model.name, model.info) for model in engine.catalog.askable)
 
 
 async def _model(engine: Engine, name: str) -> Response:

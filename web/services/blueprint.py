@@ -15,6 +15,15 @@ from engine.domain.errors import NotFound
 from engine.domain.usage import AGENT, agent_of
 from web.app import AGENT_HEADER
 from web.page import SERVICE_PREFIX
+from web.service_bodies import (
+    ServiceHealth,
+    ServiceInfo,
+    ServiceModel,
+    ServicePerformance,
+    TaxonomyBody,
+    VocabularyBody,
+    told,
+)
 from web.services import classify
 from web.services.completions import CHAT, GENERATE, completion
 from web.services.service import Service, described
@@ -43,18 +52,20 @@ def mounted(service: Service) -> Blueprint:
     if service.entry.kind == "classifier":
 
         @routes.get("/taxonomy")
-        async def taxonomy() -> dict[str, Any]:
-            return taxonomy_body(service)
+        async def taxonomy() -> Response:
+            return told(taxonomy_body(service))
 
     return routes
 
 
-def taxonomy_body(service: Service) -> dict[str, Any]:
+def taxonomy_body(service: Service) -> TaxonomyBody:
     """Version and labels of each vocabulary, and the label that stands where the model said none of them."""
-    return {
-        part: {"version": one.version, "fallback": one.fallback, "labels": list(one.labels)}
-        for part, one in service.taxonomy.vocabularies().items()
-    }
+    return TaxonomyBody(
+        **{
+            part: VocabularyBody(one.version, one.fallback, list(one.labels))
+            for part, one in service.taxonomy.vocabularies().items()
+        }
+    )
 
 
 def _routes(service: Service, prefix: str | None = None) -> Blueprint:
@@ -75,13 +86,13 @@ def _routes(service: Service, prefix: str | None = None) -> Blueprint:
         return await completion(service, GENERATE)
 
     @routes.get("/health")
-    async def health() -> tuple[dict[str, Any], int]:
-        return await health_body(service)
+    async def health() -> Response:
+        return told(*await health_body(service))
 
     @routes.get("/info")
-    async def info() -> dict[str, Any]:
+    async def info() -> Response:
         await _runtimes_asked(service)
-        return info_body(service)
+        return told(info_body(service))
 
     if service.entry.kind == "classifier":
         _classifier_routes(routes, service)
@@ -90,15 +101,15 @@ def _routes(service: Service, prefix: str | None = None) -> Blueprint:
 
 def _classifier_routes(routes: Blueprint, service: Service) -> None:
     @routes.post("/classify_domain")
-    async def classify_domain() -> tuple[dict[str, Any], dict[str, str]]:
+    async def classify_domain() -> Response:
         return await classify.classify_domain(service)
 
     @routes.post("/extract_tmd")
-    async def extract_tmd() -> tuple[dict[str, Any], dict[str, str]]:
+    async def extract_tmd() -> Response:
         return await classify.extract_tmd(service)
 
     @routes.post("/validate_domain")
-    async def validate_domain() -> dict[str, Any]:
+    async def validate_domain() -> Response:
         return await classify.validate_domain(service)
 
 
@@ -107,46 +118,47 @@ async def _runtimes_asked(service: Service) -> None:
         await service.engine.catalog.asked.wait()
 
 
-async def health_body(service: Service) -> tuple[dict[str, Any], int]:
+async def health_body(service: Service) -> tuple[ServiceHealth, int]:
     """Body and status; 503 while there is no model to answer. Never touches a model."""
     await _runtimes_asked(service)
     chosen = service.current()
     runtime = None if chosen is None else chosen.model.runtime
-    body = {
-        "status": "unhealthy" if chosen is None else "healthy",
-        "service": service.entry.health_name or service.name,
-        "port": service.port,
-        "ollama_backend": None if runtime is None else runtime.url,
-        "model": service.models[0] if chosen is None else chosen.model.name,
-        "model_loaded": chosen is not None and service.is_loaded(chosen),
-        "uptime_seconds": int((service.engine.clock() - service.started_us) / 1e6),
-        "runtime": None if runtime is None else runtime.name,
-        "requested_model": service.models[0],
-        "fallback_reason": None if chosen is None else chosen.fallback_reason,
-    }
+    body = ServiceHealth(
+        status="unhealthy" if chosen is None else "healthy",
+        service=service.entry.health_name or service.name,
+        port=service.port,
+        ollama_backend=None if runtime is None else runtime.url,
+        model=service.models[0] if chosen is None else chosen.model.name,
+        model_loaded=chosen is not None and service.is_loaded(chosen),
+        uptime_seconds=int((service.engine.clock() - service.started_us) / 1e6),
+        runtime=None if runtime is None else runtime.name,
+        requested_model=service.models[0],
+        fallback_reason=None if chosen is None else chosen.fallback_reason,
+    )
     return body, 503 if chosen is None else 200
 
 
-def info_body(service: Service) -> dict[str, Any]:
+def info_body(service: Service) -> ServiceInfo:
     """What it is and how it did here. Throughput is of whole answers of its model, latency of requests to it; null
     before the first."""
     entry, chosen = service.entry, service.current()
     figures = None if chosen is None else service.engine.telemetry.models.get(chosen.model.name)
-    nothing = dict.fromkeys(("parameters", "quantization", "context_length", "embedding_dim"))
-    body: dict[str, Any] = {
-        "service_name": entry.title,
-        "version": service.engine.facts.version,
-        "model": {"name": service.models[0], **nothing} if chosen is None else described(chosen),
-        "capabilities": list(entry.capabilities),
-        "performance": {
-            "avg_throughput_tok_s": None if figures is None else figures.tps_average,
-            "avg_latency_ms": service.figures.average_ms,
-            "p95_latency_ms": service.figures.p95_ms,
-        },
-        "endpoints": [*COMMON, *(CLASSIFIER if entry.kind == "classifier" else ())],
-        "requested_model": service.models[0],
-        "fallback_reason": None if chosen is None else chosen.fallback_reason,
-    }
+    body = ServiceInfo(
+        service_name=entry.title,
+        version=service.engine.facts.version,
+        model=ServiceModel(service.models[0], None, None, None, None) if chosen is None else described(chosen),
+        capabilities=list(entry.capabilities),
+        performance=ServicePerformance(
+            avg_throughput_tok_s=None if figures is None else figures.tps_average,
+            avg_latency_ms=service.figures.average_ms,
+            p95_latency_ms=service.figures.p95_ms,
+        ),
+        endpoints=[*COMMON, *(CLASSIFIER if entry.kind == "classifier" else ())],
+        requested_model=service.models[0],
+        fallback_reason=None if chosen is None else chosen.fallback_reason,
+    )
     if entry.kind == "classifier":
-        body |= {"specialized_for": entry.specialized_for, **classify.versions(service)}
+        body.specialized_for = entry.specialized_for
+        for name, version in classify.versions(service).items():
+            setattr(body, name, version)
     return body

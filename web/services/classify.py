@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Final, Literal, TypeVar
 
 import attrs
 import msgspec
-from quart import request
+from quart import Response, request
 
 from actors.reply_line import Ended, ReplyLine
 from actors.session import SessionRequest
@@ -27,12 +27,24 @@ from engine.domain.generation import (
     TokenLogprob,
 )
 from policies.labels import Reading, read_label
+from policies.selection import wants_of
 from policies.taxonomy import Vocabulary, fitted, messages
 from transport.wire.commands import printable
 from transport.wire.dialects.openai_asks import decode, refused
 from transport.wire.records import TOP_ASKED_MAX
 from web.handles import on_leave
 from web.lens.flow import failure_of
+from web.service_bodies import (
+    Classified,
+    DomainChance,
+    DomainVerdict,
+    Extracted,
+    Tmd,
+    TmdConfidence,
+    TmdReason,
+    TmdValidated,
+    told,
+)
 from web.services.service import Chosen, Service
 
 QUERY_CHARS_MAX: Final = 8_192
@@ -46,6 +58,7 @@ NO_LABEL: Final = "the model answered with no label of the vocabulary"
 NOT_SEEN: Final = "the label was not among the candidates that the runtime reported"
 
 B = TypeVar("B", bound=msgspec.Struct)
+Source = Literal["label_logprobs", "none"]
 Query = Annotated[str, msgspec.Meta(min_length=1, max_length=QUERY_CHARS_MAX)]
 Doc = Annotated[str, msgspec.Meta(max_length=DOC_CHARS_MAX)]
 
@@ -79,8 +92,8 @@ class Judged:
     reason: str | None
 
 
-async def classify_domain(service: Service) -> tuple[dict[str, Any], dict[str, str]]:
-    """Body and headers. Domains after the first are those that the model considered, at most `top_k` in all."""
+async def classify_domain(service: Service) -> Response:
+    """Domains after the first are those that the model considered, at most `top_k` in all."""
     began_us = service.engine.clock()
     body = await _body(_classify_decoder)
     query = _words(body.query)
@@ -90,59 +103,63 @@ async def classify_domain(service: Service) -> tuple[dict[str, Any], dict[str, s
     others = [(label, chance) for label, chance in reading.ranked() if label != first.label]
     listed = [(first.label, first.confidence), *others][: body.top_k]
     service.took(began_us)
-    return {
-        "query": body.query,
-        "domains": [{"domain": label, "confidence": _shown(chance)} for label, chance in listed],
-        "primary_domain": first.label,
-        "validated": first.validated,
-        "confidence_source": _source(reading),
-        "confidence_reason": first.reason,
-        "domain_taxonomy_version": domains.version,
-        "model": chosen.model.name,
-        "fallback_reason": chosen.fallback_reason,
-    }, chosen.headers()
+    answer = Classified(
+        query=body.query,
+        domains=[DomainChance(label, _shown(chance)) for label, chance in listed],
+        primary_domain=first.label,
+        validated=first.validated,
+        confidence_source=_source(reading),
+        confidence_reason=first.reason,
+        domain_taxonomy_version=domains.version,
+        model=chosen.model.name,
+        fallback_reason=chosen.fallback_reason,
+    )
+    return told(answer, headers=chosen.headers())
 
 
-async def extract_tmd(service: Service) -> tuple[dict[str, Any], dict[str, str]]:
-    """Body and headers. The triplet is always whole; `validated` says what of it is the model's own word."""
+async def extract_tmd(service: Service) -> Response:
+    """The triplet is always whole; `validated` says what of it is the model's own word."""
     began_us = service.engine.clock()
     body = await _body(_extract_decoder)
     query, taxonomy = _words(body.query), service.taxonomy
     context = fitted(body.context_docs, taxonomy.prompt.context_chars_max)
     chosen = await service.choose()
     found: dict[str, Judged] = {}
-    source = "label_logprobs"
+    source: Source = "label_logprobs"
     for part, vocabulary in taxonomy.vocabularies().items():
         reading = await _ask(service, chosen, vocabulary, query, context.texts)
         found[part] = judged(reading, vocabulary)
         source = _source(reading)
     service.took(began_us)
-    return {
-        "query": body.query,
-        "tmd": {part: one.label for part, one in found.items()},
-        "confidence": {part: _shown(one.confidence) for part, one in found.items()},
-        "validated": {part: one.validated for part, one in found.items()},
-        "confidence_source": source,
-        "confidence_reason": {part: one.reason for part, one in found.items()},
-        "context_docs_used": len(context.texts),
-        "context_chars_dropped": context.chars_dropped,
+    answer = Extracted(
+        query=body.query,
+        tmd=Tmd(**{part: one.label for part, one in found.items()}),
+        confidence=TmdConfidence(**{part: _shown(one.confidence) for part, one in found.items()}),
+        validated=TmdValidated(**{part: one.validated for part, one in found.items()}),
+        confidence_source=source,
+        confidence_reason=TmdReason(**{part: one.reason for part, one in found.items()}),
+        context_docs_used=len(context.texts),
+        context_chars_dropped=context.chars_dropped,
         **versions(service),
-        "model": chosen.model.name,
-        "fallback_reason": chosen.fallback_reason,
-    }, chosen.headers()
+        model=chosen.model.name,
+        fallback_reason=chosen.fallback_reason,
+    )
+    return told(answer, headers=chosen.headers())
 
 
-async def validate_domain(service: Service) -> dict[str, Any]:
+async def validate_domain(service: Service) -> Response:
     """Whether a name is a domain, and the nearest one. No model is asked."""
     body = await _body(_validate_decoder)
     domains = service.taxonomy.domains
     label = domains.canonical(body.domain)
-    return {
-        "valid": label is not None,
-        "domain": label or printable(body.domain),
-        "nearest": label or domains.nearest(body.domain),
-        "domain_taxonomy_version": domains.version,
-    }
+    return told(
+        DomainVerdict(
+            valid=label is not None,
+            domain=label or printable(body.domain),
+            nearest=label or domains.nearest(body.domain),
+            domain_taxonomy_version=domains.version,
+        )
+    )
 
 
 def versions(service: Service) -> dict[str, str]:
@@ -178,7 +195,11 @@ async def _ask(
         top_logprobs=TOP_ASKED_MAX,
     )
     line = ReplyLine()
-    session = service.engine.sessions.start(SessionRequest(model, asked, Origin.SERVICE, reply=line))
+    instead = service.engine.providers.stand_ins(model, wants_of(asked))
+    again = service.engine.providers.again(model)
+    session = service.engine.sessions.start(
+        SessionRequest(model, asked, Origin.SERVICE, reply=line, again=again, instead=instead)
+    )
     on_leave(request.scope, line.leave)
     on_leave(request.scope, partial(session.stop, EndReason.ABORTED))
     text, tokens = "", list[TokenLogprob]()
@@ -209,7 +230,7 @@ def _words(query: str) -> str:
     return words
 
 
-def _source(reading: Reading) -> str:
+def _source(reading: Reading) -> Source:
     return "none" if reading.probabilities is None else "label_logprobs"
 
 

@@ -158,7 +158,8 @@ class WithAllCounts:
         *before, last = data.rstrip(b"\n").split(b"\n")
         record: dict[str, Any] = _fields.decode(last)
         if "error" not in record:
-            record = record | {name: count for name, count in _counts(end).items() if name not in record}
+            counts = {name: record.pop(name, count) for name, count in _counts(end).items()}
+            record |= counts  # as the document of the services has them: all there, in this order, and last
         line_end = b"\n" if data.endswith(b"\n") else b""
         return b"\n".join([*before, msgspec.json.encode(record)]) + line_end
 
@@ -175,6 +176,13 @@ def _counts(end: ReplyEnd) -> dict[str, int | None]:
         "prompt_eval_duration": end.prompt_ms,
         "eval_duration": end.generation_ms,
     }
-    found: dict[str, int | None] = {name: None if ms is None else nanoseconds(ms) for name, ms in times.items()}
+    spent = {name: None if ms is None else nanoseconds(ms) for name, ms in times.items()}
     eval_count = end.tokens if end.end.eval_count is None else end.end.eval_count
-    return found | {"prompt_eval_count": end.end.prompt_tokens, "eval_count": eval_count}
+    return {
+        "total_duration": spent["total_duration"],
+        "load_duration": spent["load_duration"],
+        "prompt_eval_count": end.end.prompt_tokens,
+        "eval_count": eval_count,
+        "prompt_eval_duration": spent["prompt_eval_duration"],
+        "eval_duration": spent["eval_duration"],
+    }

@@ -18,6 +18,7 @@ from engine.domain.usage import FALLBACK
 from policies.services import Offer, ServiceEntry, ServiceTable, stand_in
 from policies.taxonomy import Taxonomy
 from web.handles import Engine
+from web.service_bodies import ServiceModel
 
 ANSWERED: Final = frozenset({EndReason.FINISHED, EndReason.LENGTH, EndReason.STOP})
 
@@ -161,22 +162,22 @@ def agent_definition(service: Service, endpoint: str) -> dict[str, Any]:
     """What the service says of itself to an agent registry. Performance is measured here, null before the first
     answer."""
     entry, chosen = service.entry, service.current()
-    facts: dict[str, Any] = {"name": service.models[0]} if chosen is None else described(chosen)
+    facts = ServiceModel(service.models[0], None, None, None, None) if chosen is None else described(chosen)
     figures = None if chosen is None else service.engine.telemetry.models.get(chosen.model.name)
+    special = {}
+    if entry.kind == "classifier":
+        versions = {"domain_taxonomy_version": service.taxonomy.domains.version}
+        special = {"specialized_for": entry.specialized_for, **versions}
     metadata = {
-        "model": facts["name"],
+        "model": facts.name,
         "provider": None if chosen is None else chosen.model.runtime.kind,
-        "parameters": facts.get("parameters"),
-        "quantization": facts.get("quantization"),
+        "parameters": facts.parameters,
+        "quantization": facts.quantization,
+        **special,
         "avg_latency_ms": service.figures.average_ms,
         "throughput_tok_s": None if figures is None else figures.tps_average,
         "requested_model": service.models[0],
     }
-    if entry.kind == "classifier":
-        metadata |= {
-            "specialized_for": entry.specialized_for,
-            "domain_taxonomy_version": service.taxonomy.domains.version,
-        }
     return {
         "agent_id": service.agent_id,
         "name": entry.agent_name or entry.title,
@@ -190,17 +191,17 @@ def agent_definition(service: Service, endpoint: str) -> dict[str, Any]:
     }
 
 
-def described(chosen: Chosen) -> dict[str, Any]:
+def described(chosen: Chosen) -> ServiceModel:
     """What is known of a model, in the words of `/info`; null where its runtime does not say."""
     details = chosen.model.info.details
     size = details.get("parameter_size") or details.get("parameters")
-    return {
-        "name": chosen.model.name,
-        "parameters": _rounded(size) if isinstance(size, int) else size,
-        "quantization": details.get("quantization_level") or details.get("quantization"),
-        "context_length": details.get("context_length"),
-        "embedding_dim": details.get("embedding_length"),
-    }
+    return ServiceModel(
+        name=chosen.model.name,
+        parameters=_rounded(size) if isinstance(size, int) else size,
+        quantization=details.get("quantization_level") or details.get("quantization"),
+        context_length=details.get("context_length"),
+        embedding_dim=details.get("embedding_length"),
+    )
 
 
 def _rounded(count: int) -> str:

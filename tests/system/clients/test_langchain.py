@@ -103,7 +103,7 @@ def test_refusals_are_the_clients_own_errors(made):
         (lambda: made("nope").invoke("hi"), 404, "nope"),
         (lambda: made(EMBEDDED, format="json").invoke("hi"), 400, "^format: "),
         (lambda: made(EMBEDDED).bind_tools([get_weather]).invoke("hi"), 400, "^tools: "),
-        (lambda: made(EMBEDDED, OllamaEmbeddings).embed_query("hi"), 400, "cannot embed"),
+        (lambda: made(EMBEDDED, OllamaEmbeddings).embed_query("hi"), 400, "makes no embeddings"),
     ):
         with pytest.raises(ollama.ResponseError, match=words) as caught:
             call()
@@ -130,3 +130,10 @@ def test_the_environment_is_all_it_takes(lens, monkeypatch):
     chat = ChatOllama(model=STEADY)
     assert chat.invoke("hi").usage_metadata["output_tokens"] == ANSWER_TOKENS
     chat._client.close()
+
+
+def test_embeddings(made):
+    one = made(STEADY, OllamaEmbeddings)
+    river, prices = one.embed_documents(["river and sea", "prices"])
+    assert len(river) == len(prices) == 64
+    assert one.embed_query("prices") == pytest.approx(prices)

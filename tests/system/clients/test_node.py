@@ -94,7 +94,7 @@ def test_refusals_are_the_clients_own_errors(report):
     }[report.client]
     for check, code, words in (
         ("unknown", 404, "nope"),
-        ("embed", 400, "cannot embed"),
+        ("embed", 400, "makes no embeddings"),
         ("tool_refused", 400, "tools: "),
         ("broken_whole", 502, "broke the connection"),
     ):

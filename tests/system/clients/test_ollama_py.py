@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 
+import httpx
 import ollama
 import pytest
 
@@ -190,7 +191,7 @@ def test_a_function_of_python_is_a_tool(client):
         """
         return city
 
-    answer = client.chat("mock:tools", asked("How is the weather?"), tools=[get_weather])
+    answer = client.chat("mock:tools", asked("How is the weather?"), tools=[TOOL])
     assert answer.message.tool_calls[0].function.arguments == {"city": "Oslo"}
 
 
@@ -214,7 +215,19 @@ def test_what_the_built_in_models_cannot_do_is_refused_by_name(client, field, mo
     assert caught.value.status_code == 400
 
 
-@pytest.mark.parametrize(("model", "words"), [(EMBEDDED, "cannot embed"), (SCRIPTED, "does not support embeddings")])
+def test_embeddings_are_the_runtimes_own(client, lens):
+    with ollama.Client(host=lens.mock_url, verify=False) as direct:
+        for ask in (
+            lambda one: one.embed(STEADY, ["river and sea", "prices"]).embeddings,
+            lambda one: one.embed(STEADY, "river", dimensions=8, keep_alive="1m").embeddings,
+            lambda one: [one.embeddings(STEADY, "river").embedding],
+        ):
+            ours, own = ask(client), ask(direct)
+            assert [list(vector) for vector in ours] == [pytest.approx(list(vector)) for vector in own]
+            assert all(len(vector) in (8, 64) for vector in ours)
+
+
+@pytest.mark.parametrize(("model", "words"), [(EMBEDDED, "makes no embeddings"), (SCRIPTED, "not support embeddings")])
 def test_embeddings_are_refused_in_words(client, model, words):
     for call in (client.embed, client.embeddings):
         with pytest.raises(ollama.ResponseError, match=words) as caught:
@@ -265,3 +278,40 @@ def test_in_passive_mode_the_reply_is_the_runtimes_own(lens):
         assert [answer.model_dump(exclude=TIMES) for answer in client.chat(**asking)] == expected
         with pytest.raises(ollama.ResponseError, match="passive needs a runtime that speaks ollama"):
             client.chat(EMBEDDED, asked("hi"))
+
+
+def test_log_probabilities_that_the_runtime_refuses_are_refused(client):
+    """llama.cpp gives none beside tools, and a client that wants some is told so."""
+    for stream in (False, True):
+        with pytest.raises(ollama.ResponseError, match="logprobs is not supported with tools") as caught:
+            list(client.chat(SCRIPTED, asked("D"), tools=[TOOL], logprobs=True, stream=stream))
+        assert caught.value.status_code == 400
+    assert client.chat(SCRIPTED, asked("D"), tools=[TOOL]).message.tool_calls  # nobody asked
+
+
+def test_a_model_that_gives_no_log_probabilities_cannot_be_asked_for_them_in_other_words(lens):
+    """In its own words Ollama passes over the question; a reply made by us does not."""
+    with httpx.Client(base_url=lens.url, trust_env=False, verify=False, timeout=WATCHDOG_S) as http:
+        body = {"model": "mock:nologprobs", "messages": asked("hi"), "max_tokens": 3, "logprobs": True}
+        answer = http.post("/v1/chat/completions", json=body)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "logprobs")
+
+
+def test_keep_alive_0_takes_a_built_in_model_out_of_memory(client, lens):
+    def in_memory():
+        return [model.model for model in client.ps().models]
+
+    client.generate(EMBEDDED, "hi", options={"num_predict": 1}, keep_alive="5m")
+    assert EMBEDDED in in_memory()
+    client.generate(EMBEDDED, "hi", options={"num_predict": 1}, keep_alive=0)
+    lens.engine.wait_for(lambda: EMBEDDED not in in_memory())
+
+
+def test_the_beginning_of_an_answer_is_gone_on_with(client):
+    """What a chat ends with is not asked again but continued, by the built-in models too."""
+    options = {"temperature": 0, "num_predict": 6}
+    whole = client.chat(EMBEDDED, asked("glacier"), options=options | {"num_predict": 12}).message.content
+    first = client.chat(EMBEDDED, asked("glacier"), options=options).message.content
+    turns = [*asked("glacier"), {"role": "assistant", "content": first}]
+    rest = client.chat(EMBEDDED, turns, options=options)
+    assert first + rest.message.content == whole

@@ -282,7 +282,18 @@ def test_what_the_built_in_models_cannot_do_is_refused_by_name(chat, field, more
     assert caught.value.type == "invalid_request_error"
 
 
-@pytest.mark.parametrize(("model", "words"), [(EMBEDDED, "cannot embed"), (SCRIPTED, "does not support embeddings")])
+@pytest.mark.parametrize("coding", ["float", "base64"])
+def test_embeddings_are_made_by_an_ollama(client, coding):
+    found = client.embeddings.create(model=STEADY, input=["river and sea", "prices"], encoding_format=coding)
+    assert [one.index for one in found.data] == [0, 1]
+    assert found.usage.prompt_tokens == 4
+    again = client.embeddings.create(model=STEADY, input="prices")  # the client asks for base64 and decodes it itself
+    assert len(again.data[0].embedding) == 64
+    if coding == "float":
+        assert again.data[0].embedding == pytest.approx(found.data[1].embedding, abs=1e-6)
+
+
+@pytest.mark.parametrize(("model", "words"), [(EMBEDDED, "makes no embeddings"), (SCRIPTED, "not support embeddings")])
 def test_embeddings_are_refused_in_words(client, model, words):
     with pytest.raises(openai.BadRequestError, match=words):
         client.embeddings.create(model=model, input="a text")

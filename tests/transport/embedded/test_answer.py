@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import attrs
 import numpy as np
 import pytest
 
@@ -68,6 +69,21 @@ def test_a_definition_that_fills_the_context_goes_on_with_its_tail():
     for position, seen in ((room, ids[:room]), (room + 1, ids[room + 1 - room // 2 : room + 1])):
         expected = fresh(model, [*PROMPT.ids, *seen])[ids[position]]
         assert tokens[position][1].logprob.logprob == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2, CONTEXT - len(PROMPT.ids)])
+def test_a_definition_that_was_begun_is_gone_on_with(count: int):
+    model = tiny(end_weight=0)
+    whole = [id_ for id_, _ in generated(model, 60, temperature=0)]
+    begun = tuple(whole[:count])
+    answer = Answer(model, attrs.evolve(PROMPT, begun=begun), Sampler.from_parameters(Parameters(temperature=0)), 1)
+    answer.start()
+    (id_, sampled), *_ = [(answer._definition[-1], s) for s in [answer.next_token()]]
+    room = CONTEXT - len(PROMPT.ids)
+    seen = begun if count <= room else begun[-(room // 2) :]
+    assert sampled.logprob.logprob == pytest.approx(fresh(model, [*PROMPT.ids, *seen])[id_], abs=1e-4)
+    assert id_ == whole[count]
+    assert [answer._definition[-1] for _ in (answer.next_token() for _ in range(3))] == whole[count + 1 : count + 4]
 
 
 @pytest.mark.parametrize("count", [0, 1, 20, 10_000])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from engine.domain.generation import GenerationRequest, Message
 from transport.runtimes.embedded import gguf
 from transport.runtimes.embedded.bpe import Tokenizer
-from transport.runtimes.embedded.prompt import WORDS_PER_STEP, Prompt, PromptReader, question_of
+from transport.runtimes.embedded.prompt import WORDS_PER_STEP, Prompt, PromptReader, beginning_of, question_of
 from transport.runtimes.embedded.runtime import WEIGHTS_DIR
 
 LEXICON = Tokenizer.from_gguf(gguf.read(WEIGHTS_DIR / "lexicon.gguf")[0])
@@ -57,3 +58,30 @@ def test_the_last_user_message_is_the_question():
     assert question_of(GenerationRequest("m", messages=messages)) == "kludge"
     assert question_of(GenerationRequest("m", messages=messages[:1])) == ""
     assert question_of(GenerationRequest("m", prompt="define glacier")) == "define glacier"
+
+
+@pytest.mark.parametrize(
+    ("content", "beginning"),
+    [
+        (" A state of", " A state of"),
+        ("A state of", " A state of"),  # as whoever begins an answer by hand writes it
+        (" One.\n Two", " Two"),  # the definition before it is over
+        (" One.\n", ""),
+        ("", ""),
+        ("\tA", "\tA"),
+    ],
+)
+def test_a_last_message_of_the_assistant_is_the_beginning_of_the_answer(content: str, beginning: str):
+    turns = (Message("user", "courage"), Message("assistant", content))
+    assert beginning_of(GenerationRequest("m", messages=turns)) == beginning
+    assert beginning_of(GenerationRequest("m", messages=(*turns, Message("user", "kludge")))) == ""
+    assert beginning_of(GenerationRequest("m", prompt="courage")) == ""
+
+
+@given(st.text(st.characters(codec="utf-8"), max_size=200), st.integers(1, 40))
+def test_a_long_beginning_keeps_its_tail(text: str, limit: int):
+    reader = PromptReader.for_beginning(LEXICON, text, limit)
+    while reader.step():
+        pass
+    whole, prompt = LEXICON.encode(text), reader.prompt()
+    assert (list(prompt.ids), prompt.dropped) == (whole[-limit:], max(0, len(whole) - limit))

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from itertools import pairwise
 from pathlib import Path
 
+import attrs
 import pytest
 import trio
 from hypothesis import given
@@ -73,6 +74,29 @@ async def test_one_chunk_a_token_and_the_end_with_the_last(runtime: EmbeddedRunt
         assert sum(math.exp(candidate.logprob) for candidate in entry.top) <= 1
     shown = "".join(chunk.logprobs[0].token for chunk in chunks).replace("<|end|>", "\n")
     assert text_of(chunks) == shown
+
+
+@pytest.mark.parametrize("model", MODELS)
+async def test_a_broken_answer_is_gone_on_with_as_if_it_had_not_broken(runtime: EmbeddedRuntime, model: str):
+    whole = await chunks_of(runtime, request(model, temperature=0, max_tokens=40))
+    tokenizer = (await runtime._loaded(model)).tokenizer
+    gone_on = 0
+    for count in range(1, 40, 3):
+        said = text_of(whole[:count])
+        line = said.rpartition("\n")[2]
+        spelled = [entry.token for chunk in whole[:count] for entry in chunk.logprobs]
+        behind = count - spelled[::-1].index("<|end|>") if "<|end|>" in spelled else 0
+        if [tokenizer.display[id_] for id_ in tokenizer.encode(line)] != spelled[behind:]:
+            continue  # read again it is other tokens, and the model is in another place
+        asked = request(model, temperature=0, max_tokens=40 - count)
+        turns = (Message("user", QUESTION), Message("assistant", said))
+        rest = await chunks_of(runtime, attrs.evolve(asked, prompt=None, messages=turns, continues=True))
+        assert said + text_of(rest) == text_of(whole)
+        end = rest[-1].end
+        assert end is not None
+        assert end.prompt_tokens == 14 + count - behind
+        gone_on += 1
+    assert gone_on >= 5
 
 
 async def test_the_text_is_definitions_on_lines_of_their_own(runtime: EmbeddedRuntime):
@@ -164,6 +188,31 @@ async def test_generations_at_the_same_time_do_not_touch_each_other(runtime: Emb
         for n in range(len(requests)):
             nursery.start_soon(run, n)
     assert together == alone
+
+
+# --- keep_alive ---
+
+
+async def test_with_a_keep_alive_of_0_the_model_goes_when_nobody_uses_it(runtime: EmbeddedRuntime):
+    passing = attrs.evolve(request(max_tokens=2), keep_alive=0)
+    await chunks_of(runtime, passing)
+    assert await runtime.resident() == {}
+    async with runtime.generate(request(max_tokens=2)) as chunks:
+        await anext(chunks)
+        await chunks_of(runtime, passing)
+        assert list(await runtime.resident()) == ["mixed"]  # somebody else reads on
+    assert await runtime.resident() == {}
+    await chunks_of(runtime, request(max_tokens=2))
+    assert list(await runtime.resident()) == ["mixed"]  # it held for that once
+
+
+@pytest.mark.parametrize(("later", "stays"), [(-1, True), ("5m", True), (None, False), (0, False)])
+async def test_a_later_keep_alive_takes_0_back(runtime: EmbeddedRuntime, later: str | int | None, stays: bool):
+    async with runtime.generate(request(max_tokens=2)) as chunks:
+        await anext(chunks)
+        await chunks_of(runtime, attrs.evolve(request(max_tokens=1), keep_alive=0))
+        await chunks_of(runtime, attrs.evolve(request(max_tokens=1), keep_alive=later))
+    assert list(await runtime.resident()) == ["mixed"] * stays
 
 
 # --- leaving ---

@@ -26,10 +26,9 @@ from tests.domain.strategies import PARAMS, token
 from transport.wire.frames import (
     encode_event,
     encode_frame,
-    encode_line,
-    encode_payload,
     encode_system,
-    finite,
+    line_head,
+    line_of,
     sse,
     text_frame,
 )
@@ -59,7 +58,7 @@ def tokens_event(*tokens: Token) -> Event:
 
 
 def tokens_of(event: Event, with_top: bool = False):
-    return msgspec.json.decode(encode_payload(event, with_top))["tokens"]
+    return msgspec.json.decode(encode_event(event, with_top=with_top))["payload"]["tokens"]
 
 
 # ── WebSocket framing ──
@@ -98,9 +97,9 @@ def test_the_head_of_a_frame_is_the_shortest_for_its_size(size, head):
     st.integers(0, 2**53), st.integers(0, 2**53), st.integers(0, 2**53), st.lists(texts, max_size=4)
 )  # stamps beyond 2^53 µs are 285 years away
 def test_a_frame_message_decodes_to_what_was_put_in(number, ts_ms, mono_us, said):
-    tokens = [attrs.evolve(token(i, i, None), text=text) for i, text in enumerate(said)]
+    tokens = [msgspec.structs.replace(token(i, i, None), text=text) for i, text in enumerate(said)]
     event = tokens_event(*tokens)
-    data = encode_event(event, encode_payload(event, with_top=False))
+    data = encode_event(event, with_top=False)
     message = msgspec.json.decode(encode_frame(Frame(number, ts_ms, mono_us, PERF, (event,)), [data, data]))
     assert list(message) == ["v", "frame", "ts_ms", "mono_ms", "perf", "events"]
     assert (message["v"], message["frame"], message["ts_ms"]) == ("1.0", number, ts_ms)
@@ -130,18 +129,9 @@ def test_a_system_message_has_no_frame_number(text, ts_ms, mono_ms):
 # ── numbers ──
 
 
-@given(any_float)
-def test_finite_keeps_numbers_and_drops_the_rest(value):
-    if math.isfinite(value):
-        assert finite(value) is value
-    else:
-        assert finite(value) is None
-    assert finite(None) is None
-
-
 @given(any_float, any_float)
 def test_what_is_not_finite_goes_out_as_null(logprob, other):
-    entry = attrs.evolve(token(0, 0, None), logprob=logprob, top=(TopEntry("a", other),))
+    entry = msgspec.structs.replace(token(0, 0, None), logprob=logprob, top=(TopEntry("a", other),))
     (item,) = tokens_of(tokens_event(entry), with_top=True)
     assert item["logprob"] == (logprob if math.isfinite(logprob) else None)
     assert item["top"] == [{"token": "a", "logprob": other if math.isfinite(other) else None}]
@@ -153,9 +143,9 @@ def test_no_message_ever_holds_a_number_that_json_has_not(value):
         "s:0", "a", Phase.FLOWING, value, value, value, value, value, value, value, value, False, False, False, 1, 0
     )
     event = Event("energy.update", "s", EnergyUpdatePayload(1, value, value, value, (reading,)))
-    text = encode_payload(event, with_top=False)
+    text = encode_event(event, with_top=False)
     assert not re.search(rb"NaN|Infinity|inf", text)
-    assert msgspec.json.decode(text)["streams"][0]["energy"] == (value if math.isfinite(value) else None)
+    assert msgspec.json.decode(text)["payload"]["streams"][0]["energy"] == (value if math.isfinite(value) else None)
 
 
 def test_times_are_milliseconds_and_the_stamp_stays_whole_microseconds():
@@ -173,7 +163,7 @@ def test_top_is_absent_unless_asked_for_and_empty_when_there_was_none():
 
 def test_a_payload_without_tokens_is_the_same_with_and_without_top():
     event = Event(HEARTBEAT, None, HeartbeatPayload(60.0, 1.0, 2, 0))
-    assert encode_payload(event, with_top=True) == encode_payload(event, with_top=False)
+    assert encode_event(event, with_top=True) == encode_event(event, with_top=False)
 
 
 # ── event streams ──
@@ -181,8 +171,8 @@ def test_a_payload_without_tokens_is_the_same_with_and_without_top():
 
 @given(texts, st.integers(0, 2**53))
 def test_any_text_stays_one_line_of_ndjson_and_one_sse_event(text, number):
-    event = tokens_event(attrs.evolve(token(0, 0, None), text=text))
-    line = encode_line(event, encode_payload(event, with_top=False), 1, 2.5)
+    event = tokens_event(msgspec.structs.replace(token(0, 0, None), text=text))
+    line = line_of(line_head(Frame(1, 1, 2_500, PERF, ())), encode_event(event, with_top=False))
     assert b"\n" not in line
     assert b"\r" not in line
     record = sse(line, event.type, number)
@@ -193,12 +183,12 @@ def test_any_text_stays_one_line_of_ndjson_and_one_sse_event(text, number):
 
 def test_a_line_has_the_stamps_of_its_frame():
     event = tokens_event(token(0, 0, None))
-    line = msgspec.json.decode(encode_line(event, encode_payload(event, with_top=False), 17, 2.5))
+    line = msgspec.json.decode(line_of(line_head(Frame(1, 17, 2_500, PERF, ())), encode_event(event, with_top=False)))
     assert list(line) == ["v", "ts_ms", "mono_ms", "type", "session_id", "payload"]
     assert (line["ts_ms"], line["mono_ms"], line["session_id"]) == (17, 2.5, "s")
 
 
 @pytest.mark.parametrize("kind", list(TokenKind))
 def test_a_kind_goes_out_as_its_word(kind):
-    (item,) = tokens_of(tokens_event(attrs.evolve(token(0, 0, None), kind=kind)))
+    (item,) = tokens_of(tokens_event(msgspec.structs.replace(token(0, 0, None), kind=kind)))
     assert item["kind"] == kind.value

@@ -337,3 +337,27 @@ def test_done_records_of_loads():
     assert ollama.load_done(capture("load")[1])
     assert not ollama.load_done(record())
     assert ollama.load_done(done())
+
+
+# ── log-probabilities that are not what they should be ──
+
+odd = st.one_of(st.none(), st.floats(0.0, 1e-3, exclude_min=True))
+
+
+@given(st.lists(st.floats(max_value=0.0, allow_nan=False, allow_infinity=False), min_size=1, max_size=6), st.data())
+def test_an_odd_value_changes_nothing_about_the_others(values, data):
+    """One entry a little above zero, or null, and the record is read in another way; what it says stays."""
+    at = data.draw(st.integers(0, len(values)))
+    strange = data.draw(odd)
+    top = [{"token": f"t{n}", "logprob": value} for n, value in enumerate(values)]
+    mixed = [*top[:at], {"token": "odd", "logprob": strange}, *top[at:]]
+
+    def told(alternatives):
+        entry = {"token": "a", "logprob": -0.5, "top_logprobs": alternatives}
+        (chunk,) = parse_record(json.dumps({"response": "a", "logprobs": [entry]}).encode(), 0)
+        return chunk
+
+    (plain,), (found,) = told(top).logprobs, told(mixed).logprobs
+    assert plain.top == tuple(TopEntry(f"t{n}", value) for n, value in enumerate(values))
+    assert tuple(one for one in found.top if one.token != "odd") == plain.top
+    assert [one.logprob for one in found.top if one.token == "odd"] == ([] if strange is None else [0.0])

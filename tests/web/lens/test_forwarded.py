@@ -284,6 +284,51 @@ async def test_passive_hands_a_whole_answer_on_as_it_is(autojump_clock):
         assert (answer.status, answer.body) == (200, data)
 
 
+async def test_passive_hands_on_what_it_cannot_read_to_its_end(autojump_clock):
+    pieces = (record("hi"), record("a") + b"no record\n" + record("b"), record("c"), done())
+    server = ollama(GENERATE, streaming(*pieces))
+    async with running_api(server.runtime) as api:
+        answer = await api.post(GENERATE, ASK | {"model": "m:latest"}, x_wf_lens="passive")
+        assert (answer.status, answer.body) == (200, b"".join(pieces))
+        session = only_session(api)
+        assert (session.reason, session.report().tokens_generated) == (EndReason.ERROR, 2)
+
+
+async def test_passive_hands_on_a_whole_answer_that_it_cannot_read(autojump_clock):
+    data = b'{"response" : 7}'
+    server = ollama(GENERATE, whole(data, content_type=JSON))
+    async with running_api(server.runtime) as api:
+        answer = await api.post(GENERATE, ASK | {"model": "m:latest", "stream": False}, x_wf_lens="passive")
+        assert (answer.status, answer.body) == (200, data)
+        assert only_session(api).reason is EndReason.ERROR
+
+
+@pytest.mark.parametrize("lens", ["active", "passive"])
+async def test_words_go_out_without_waking_who_waits_for_them_where_the_connection_takes_them(lens, autojump_clock):
+    """The client of these tests takes every other piece at once, and nothing overtakes anything."""
+    pieces = [record(f"w{number} ") for number in range(20)]
+    server = ollama(GENERATE, streaming(*pieces, done()))
+    async with running_api(server.runtime) as api:
+        async with api.open("POST", GENERATE, ASK | {"model": "m:latest"}, x_wf_lens=lens) as client:
+            answer = Answer(200, {}, await client.read_all())
+        assert [value["response"] for value in records(answer)[:-1]] == [f"w{number} " for number in range(20)]
+        assert client.pushed >= 9
+
+
+async def test_a_stream_of_events_is_kept_alive_only_where_nothing_is_said(autojump_clock):
+    """Words that went out at once count as said: the comment comes 15 s after the last of them."""
+    spoken = [Send(delta(word), 4.0) for word in "abcdefgh"]  # 32 s of them
+    reply = Reply([*spoken, Send(finish() + DONE, 20.0)], headers={"content-type": "text/event-stream"})
+    server = ollama(COMPLETIONS, reply)
+    async with running_api(server.runtime) as api:
+        async with api.open("POST", COMPLETIONS, ASK_OPENAI | {"stream": True}) as client:
+            began, heard = trio.current_time(), []
+            while piece := await client.receive():
+                heard.append((trio.current_time() - began, piece))
+        alive = [at_s for at_s, piece in heard if piece == b": keep-alive\n\n"]
+        assert alive == [pytest.approx(8 * 4.0 + 15.0)]
+
+
 @pytest.mark.parametrize("model", ["m", "m:latest"])
 async def test_passive_takes_a_name_without_its_tag_as_ollama_does(model, autojump_clock):
     server = ollama(GENERATE, streaming(record("hi"), done()))

@@ -234,7 +234,7 @@ async def test_a_client_that_does_not_read_is_no_reason_to_hold_the_others(autoj
         began = trio.current_time()
         answer = await api.post(way.path, way.streamed(model="b"))
         assert way.over(way.values(answer.body)[-1])
-        assert trio.current_time() == began
+        assert trio.current_time() - began < 0.1  # such a flood may wait for the frames to take it in; not for a client
 
 
 async def test_a_client_that_does_not_read_can_still_leave(dialect: Way, autojump_clock):

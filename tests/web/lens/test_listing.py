@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 import trio
 
+from actors.catalog import LISTED_S
 from engine.domain.errors import ModelLoadFailed
 from engine.settings import LensSettings, Settings
 from tests.fakes.api import HOST, running_api
@@ -73,9 +75,56 @@ async def test_both_lists_name_the_models_as_the_engine_does(autojump_clock):
         assert listed["object"] == "list"
         assert [model["id"] for model in listed["data"]] == ["a", "b", "c", "council/default"]
         api.slice.runtime.models = ("new",)
+        await trio.sleep(LISTED_S)
         assert [model["name"] for model in (await api.get("/api/tags")).json["models"]] == ["new"]
         api.slice.runtime.models = ("newer",)
+        await trio.sleep(LISTED_S)
         assert [model["id"] for model in (await api.get("/v1/models")).json["data"]] == ["newer"]
+
+
+@attrs.define(eq=False)
+class ListedRuntime(ScriptedRuntime):
+    """Counts how often it was asked for its models, which takes `listing_s`."""
+
+    listings: int = 0
+    listing_s: float = 0.0
+
+    async def list_models(self):
+        self.listings += 1
+        await trio.sleep(self.listing_s)
+        return await ScriptedRuntime.list_models(self)
+
+
+@pytest.mark.parametrize("path", ["/api/tags", "/api/ps", "/v1/models"])
+async def test_a_list_says_how_old_it_is_and_is_never_older_than_half_a_second(path, autojump_clock):
+    async with running_api(ListedRuntime) as api:
+        runtime = api.slice.runtime
+        for wait_s, age_ms, asks in (
+            (1.0, "0", 1),
+            (0.25, "250", 0),
+            (0.125, "375", 0),
+            (0.125, "0", 1),
+            (0.0, "0", 0),
+        ):
+            await trio.sleep(wait_s)
+            before = runtime.listings
+            answer = await api.get(path)
+            assert (answer.headers["x-wf-age-ms"], runtime.listings - before) == (age_ms, asks)
+
+
+async def test_who_asks_for_a_list_meanwhile_shares_the_question(autojump_clock):
+    async with running_api(ListedRuntime) as api:
+        await trio.sleep(LISTED_S)
+        runtime, ages = api.slice.runtime, list[str]()
+        runtime.listing_s, before = 0.25, runtime.listings
+
+        async def ask(path: str) -> None:
+            ages.append((await api.get(path)).headers["x-wf-age-ms"])
+
+        async with trio.open_nursery() as nursery:
+            for path in ("/api/tags", "/v1/models", "/api/ps", "/api/tags"):
+                nursery.start_soon(ask, path)
+        assert (ages, runtime.listings - before) == (["250"] * 4, 1)
 
 
 @pytest.mark.parametrize("name", ["a", "scripted/a"])
@@ -128,6 +177,30 @@ async def test_ps_says_of_a_model_in_an_ollama_what_that_says(autojump_clock):
     async with running_api(upstream.runtime) as api:
         listed = (await api.get("/api/ps")).json["models"]
         assert [{name: model[name] for name in RUNNING} for model in listed] == [RUNNING]
+
+
+async def test_ps_shows_what_the_engine_moved_at_once_and_else_asks_seldom(autojump_clock):
+    upstream = ListeningOllama(running=[RUNNING])
+    async with running_api(upstream.runtime) as api:
+
+        async def listed() -> list[dict]:
+            return (await api.get("/api/ps")).json["models"]
+
+        await trio.sleep(LISTED_S)
+        assert [model["expires_at"] for model in await listed()] == [RUNNING["expires_at"]]
+        later = RUNNING | {"expires_at": "2026-11-20T11:00:00Z"}
+        upstream.running = [later]  # somebody else asked it for more
+        assert [model["expires_at"] for model in await listed()] == [RUNNING["expires_at"]]
+        await trio.sleep(LISTED_S)
+        assert [model["expires_at"] for model in await listed()] == [later["expires_at"]]
+        upstream.running = [RUNNING]
+        assert (await api.post("/api/generate", {"model": "m:latest", "keep_alive": 60})).status == 200
+        assert [model["expires_at"] for model in await listed()] == [RUNNING["expires_at"]]
+        upstream.running = [RUNNING, RUNNING | {"name": "n:1b", "size_vram": 700}]
+        assert (await api.post("/api/generate", {"model": "n:1b"})).status == 200
+        assert [(model["name"], model["size_vram"]) for model in await listed()] == [("m:latest", 1500), ("n:1b", 700)]
+        assert (await api.post("/api/generate", {"model": "n:1b", "keep_alive": 0})).status == 200
+        assert [model["name"] for model in await listed()] == ["m:latest"]
 
 
 @pytest.mark.parametrize("stream", [False, True, None])

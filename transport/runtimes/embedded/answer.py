@@ -3,6 +3,7 @@
 The models were trained on pieces of 96 tokens, and their text falls apart when much more than that stands before it.
 So each definition begins anew: when the model ends one (end-of-text is a token like any other, with its own
 log-probability), the cache is rewound to the end of the question. A definition that fills the context keeps its tail.
+One that was begun before, by whomever, is gone on with.
 """
 
 from __future__ import annotations
@@ -50,9 +51,12 @@ class Answer:
     _definition: list[int] = attrs.field(factory=list, init=False)  # tokens since the question
 
     def start(self) -> None:
-        """Read the prompt."""
+        """Read the prompt; of a definition that was begun all but the last token, which `next_token` reads."""
         self._cache = self.model.transformer.new_cache()
         self._scores = self._after_prompt = self.model.transformer.feed(self.prompt.ids, self._cache)
+        self._definition = list(self.prompt.begun)
+        if len(self._definition) > 1:
+            self.model.transformer.feed(self._definition[:-1], self._cache)
 
     def next_token(self) -> Sampled:
         if self._definition:

@@ -1,7 +1,9 @@
 """What the models are asked. They know one form only: `Q: {question}` and `A:`, after the begin-of-text token.
 
 Of a chat the last user message is the question: the models have no memory, and a conversation would only confuse them.
-Nor do they follow instructions, so `system` is not read, beside a prompt as little as in a chat.
+Nor do they follow instructions, so `system` is not read, beside a prompt as little as in a chat. A last message of the
+assistant's is the beginning of the answer. Of that the models read its last line, the definition under way: the ones
+before it are over.
 """
 
 from __future__ import annotations
@@ -27,17 +29,33 @@ def question_of(request: GenerationRequest) -> str:
     return next((message.content for message in reversed(request.messages) if message.role == "user"), "")
 
 
+def beginning_of(request: GenerationRequest) -> str:
+    """The definition under way, where the last message is the beginning of an answer; empty when there is none. It
+    begins with a space, as all definitions do."""
+    if not request.messages or request.messages[-1].role != "assistant":
+        return ""
+    line = request.messages[-1].content.rpartition("\n")[2]
+    return line if not line or line[0].isspace() else f" {line}"
+
+
 @attrs.frozen
 class Prompt:
-    """Token ids from begin-of-text to `A:`; `dropped` tokens of the question's beginning had no room."""
+    """Token ids from begin-of-text to `A:`, and those of the definition under way; `dropped` tokens of the beginning of
+    either had no room."""
 
     ids: tuple[int, ...]
     dropped: int
+    begun: tuple[int, ...] = ()
+
+    @property
+    def tokens(self) -> int:
+        """All that the model reads before it writes."""
+        return len(self.ids) + len(self.begun)
 
 
 @attrs.define(eq=False)
 class PromptReader:
-    """Encodes a question step by step and keeps the tail that fits: at most `limit` tokens, frame included."""
+    """Encodes a text step by step and keeps the tail that fits: at most `limit` tokens, frame included."""
 
     tokenizer: Tokenizer
     _words: Iterator[str]
@@ -51,6 +69,10 @@ class PromptReader:
         head = [tokenizer.end_id, *tokenizer.encode(_HEAD)]
         words = tokenizer.words(f" {question}\nA:")
         return cls(tokenizer, words, head, deque(maxlen=limit - len(head)))
+
+    @classmethod
+    def for_beginning(cls, tokenizer: Tokenizer, beginning: str, limit: int) -> PromptReader:
+        return cls(tokenizer, tokenizer.words(beginning), [], deque(maxlen=limit))
 
     def step(self) -> bool:
         """Encode up to WORDS_PER_STEP words; True while there may be more. Blocks: call it from a worker thread."""

@@ -7,8 +7,9 @@ particular to this runtime, and `details` of each model says so:
 - End-of-text is a generated token: it counts in `eval_count`, has its own log-probability, and its text is a newline.
 - Tokens come at a declared pace, so that a person can watch. A slow reader slows the model: nothing is computed ahead.
 
-`prompt_tokens` counts the question as it was read, once, however often it is asked. What these models cannot do (tools,
-images, a format, penalties and so on) is refused; `system` and what was said before are not read, see `prompt`.
+`prompt_tokens` counts the question as it was read, once, however often it is asked, and the beginning of an answer that
+is gone on with. What these models cannot do (tools, images, a format, penalties and so on) is refused; `system` and
+what was said before are not read, see `prompt`.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ from typing import ClassVar, Final, TypeVar, TypeVarTuple
 import attrs
 import trio
 
-from engine.domain.errors import InvalidRequest, ModelLoadFailed, ModelNotFound
+from engine.domain.errors import ModelLoadFailed, ModelNotFound
 from engine.domain.generation import Chunk, Clock, Dialect, EndReason, GenerationEnd, GenerationRequest
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe
-from engine.domain.runtime import Embeddings, EmbedRequest
 from transport.runtimes.embedded import gguf
 from transport.runtimes.embedded.answer import Answer, Model
 from transport.runtimes.embedded.bpe import Tokenizer
 from transport.runtimes.embedded.forward import CONTEXT_MAX, Transformer
-from transport.runtimes.embedded.prompt import Prompt, PromptReader, question_of
+from transport.runtimes.embedded.prompt import Prompt, PromptReader, beginning_of, question_of
 from transport.runtimes.embedded.sampler import Sampler
 from transport.runtimes.embedded.text import TextStream
+from transport.runtimes.keep_alive import Uses
 from transport.wire.requests import refuse_all_but_words, refuse_penalties
 
 MODELS: Final = {
@@ -64,6 +65,7 @@ class EmbeddedRuntime:
     _described: dict[str, ModelInfo] = attrs.field(factory=dict, init=False)
     _locks: dict[str, trio.Lock] = attrs.field(factory=lambda: {name: trio.Lock() for name in MODELS}, init=False)
     threads: trio.CapacityLimiter = attrs.field(init=False)
+    _uses: Uses = attrs.field(init=False)
 
     name: ClassVar[str] = "embedded"
     kind: ClassVar[str] = "embedded"
@@ -73,6 +75,7 @@ class EmbeddedRuntime:
 
     def __attrs_post_init__(self) -> None:
         self.threads = trio.CapacityLimiter(os.cpu_count() or 1)
+        self._uses = Uses(self._let_go)
 
     async def probe(self) -> Probe:
         """Up when all model files are there."""
@@ -107,18 +110,15 @@ class EmbeddedRuntime:
     async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
         """Stream an answer: one chunk a token; the last one carries `end` with LENGTH or STOP. Loads the model first.
 
-        Once the context is left no thread works for it any more. Raises InvalidRequest for what these models cannot do.
+        Once the context is left no thread works for it any more, and with `keep_alive` 0 the model is out of memory
+        unless somebody else uses it. Raises InvalidRequest for what these models cannot do.
         """
         refuse_all_but_words(request, self.name)
         refuse_penalties(request.parameters, self.name)
-        model = await self._loaded(request.model)
-        async with aclosing(self._chunks(model, request)) as chunks:
-            yield chunks
-
-    async def embed(self, request: EmbedRequest) -> Embeddings:
-        """Raises InvalidRequest: these models are too small for vectors that mean anything."""
-        await trio.lowlevel.checkpoint()
-        raise InvalidRequest(f"{self.name} models cannot embed; use a model of another runtime", model=request.model)
+        with self._uses.of(request):
+            model = await self._loaded(request.model)
+            async with aclosing(self._chunks(model, request)) as chunks:
+                yield chunks
 
     async def _chunks(self, model: Model, request: GenerationRequest) -> AsyncGenerator[Chunk, None]:
         parameters = request.parameters
@@ -136,14 +136,20 @@ class EmbeddedRuntime:
             end = None
             if stopped or count == max_tokens:
                 reason = EndReason.STOP if stopped else EndReason.LENGTH
-                end = GenerationEnd(reason, len(prompt.ids), count, prompt.dropped)
+                end = GenerationEnd(reason, prompt.tokens, count, prompt.dropped)
             yield Chunk(text, t_us, logprobs=(token.logprob,), end=end)
             if end:
                 return
 
     async def _prompt(self, model: Model, request: GenerationRequest) -> Prompt:
         limit = model.transformer.shape.context // 2  # the other half is for the definition
-        reader = PromptReader.for_question(model.tokenizer, question_of(request), limit)
+        prompt = await self._read(PromptReader.for_question(model.tokenizer, question_of(request), limit))
+        if beginning := beginning_of(request):
+            begun = await self._read(PromptReader.for_beginning(model.tokenizer, beginning, limit // 2))
+            return Prompt(prompt.ids, prompt.dropped + begun.dropped, begun.ids)
+        return prompt
+
+    async def _read(self, reader: PromptReader) -> Prompt:
         while await self._in_thread(reader.step):
             pass
         return reader.prompt()
@@ -153,6 +159,9 @@ class EmbeddedRuntime:
             if name not in self._models:
                 self._models[name] = await self._in_thread(_read_model, self._path(name))
             return self._models[name]
+
+    def _let_go(self, name: str) -> None:
+        self._models.pop(name, None)
 
     def _lock(self, name: str) -> trio.Lock:
         if name not in self._locks:

@@ -18,6 +18,7 @@ from engine.domain.generation import Clock
 from transport.runtimes.child import Child, ChildCommand, open_child
 from transport.runtimes.llama_cpp import server
 from transport.runtimes.llama_cpp.source import GgufSource
+from transport.runtimes.llama_cpp.start_watch import STUCK_S, StartWatch, activity_of
 from transport.runtimes.openai import OpenAIRuntime
 from transport.runtimes.upstream import Upstream, unix_socket
 
@@ -25,6 +26,7 @@ NAME: Final = "llama_cpp"
 HOST: Final = "http://llama-cpp"  # only a name: the way there is a socket in the file system
 STOP_S: Final = 1.0  # from SIGTERM to SIGKILL: it has nothing to save, and the engine ends within 5 s
 START_S: Final = 600.0  # a large model from a slow disk
+STARTS_MAX: Final = 2  # of a process that hangs before it answers
 HEALTH_S: Final = 5.0
 POLL_S: Final = 0.02
 POLL_MAX_S: Final = 0.25
@@ -51,13 +53,17 @@ class ServerSettings:
 @attrs.define(eq=False)
 class ModelProcess:
     """llama.cpp's server for one model, from its start to its end. `serve` owns the process; others wait for `ready`
-    or `gone` and read the rest. `failure` is why it never became ready."""
+    or `gone` and read the rest. `failure` is why it never became ready. A process that hangs while it starts is ended
+    and started once more; `hung` counts those. `program` is what it runs, `stuck_s` the silence that is no work."""
 
     source: GgufSource
     settings: ServerSettings
     context_length: int
     socket: Path
     clock: Clock
+    program: str = server.__file__
+    stuck_s: float = STUCK_S
+    hung: int = attrs.field(default=0, init=False)
     failure: EngineError | None = attrs.field(default=None, init=False)
     ready: trio.Event = attrs.field(factory=trio.Event, init=False)
     gone: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -73,11 +79,10 @@ class ModelProcess:
         """Run the process until it ends or is stopped. A start that fails is `failure`; nothing is raised."""
         try:
             with self._scope:
-                await trio.to_thread.run_sync(self._make_room)
-                async with open_child(self._command(), name=self.api.name, stop_s=STOP_S) as self._child:
-                    await self._wait_until_it_answers(self._child)
-                    self.ready.set()
-                    await self._child.wait()
+                while not await self._served():
+                    self.hung += 1
+                    if self.hung == STARTS_MAX:
+                        raise self._stuck()
         except EngineError as error:
             self.failure = error
         except OSError as error:
@@ -88,13 +93,23 @@ class ModelProcess:
             with suppress(OSError):
                 self.socket.unlink()  # not in a thread: this must also happen when cancelled
 
+    async def _served(self) -> bool:
+        """One process, to its end. False when it hung before it answered."""
+        await trio.to_thread.run_sync(self._make_room)
+        async with open_child(self._command(), name=self.api.name, stop_s=STOP_S) as self._child:
+            if not await self._answers_in_time(self._child):
+                return False
+            self.ready.set()
+            await self._child.wait()
+        return True
+
     def stop(self) -> None:
         """Ask for its end; `gone` says when."""
         self._scope.cancel(reason="stopped")
 
     @property
     def running(self) -> bool:
-        return self.ready.is_set() and not self.gone.is_set() and self.exit_status is None
+        return self.ready.is_set() and not (self.stopped or self.gone.is_set()) and self.exit_status is None
 
     @property
     def pid(self) -> int | None:
@@ -135,21 +150,33 @@ class ModelProcess:
             "--threads": str(self.settings.threads),
             "--device": self.settings.device,
         }
-        argv = (sys.executable, "-I", server.__file__, *(f"{name}={value}" for name, value in words.items()))
+        argv = (sys.executable, "-I", self.program, *(f"{name}={value}" for name, value in words.items()))
         return ChildCommand(argv, {"LANG": "C.UTF-8", "PATH": os.defpath}, self.socket.parent)
 
-    async def _wait_until_it_answers(self, child: Child) -> None:
+    async def _answers_in_time(self, child: Child) -> bool:
+        """True once it answers, False when it hangs. Raises ModelLoadFailed when it ends."""
         upstream = Upstream(self.api.name, HOST, unix_socket(str(self.socket)))
-        wait_s = POLL_S
+        watch, wait_s = StartWatch(self.stuck_s), POLL_S
         with trio.move_on_after(START_S):
             while not await _answers(upstream):
                 if child.returncode is not None:
                     await child.wait()
                     raise self._not_started(child)
+                seen = await trio.to_thread.run_sync(activity_of, child.pid)
+                if seen is not None and watch.hangs(seen, trio.current_time()):
+                    return False
                 await trio.sleep(wait_s)
                 wait_s = min(1.25 * wait_s, POLL_MAX_S)
-            return
+            return True
         raise ModelLoadTimeout(f"llama.cpp did not load {self.source.name} within {START_S:g} s", limit_s=START_S)
+
+    def _stuck(self) -> ModelLoadTimeout:
+        return ModelLoadTimeout(
+            f"llama.cpp hangs while it loads {self.source.name}: {self.hung} processes did nothing for "
+            f"{self.stuck_s:g} s each; ask again, or try another build of it",
+            limit_s=self.stuck_s,
+            model=self.source.name,
+        )
 
     def _not_started(self, child: Child) -> ModelLoadFailed:
         """With llama.cpp's own words. They hold no prompt: it has had none yet."""

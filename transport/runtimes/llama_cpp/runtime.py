@@ -36,7 +36,8 @@ from engine.domain.errors import (
 from engine.domain.generation import Chunk, Clock, Dialect, GenerationRequest
 from engine.domain.models import Capability, Loaded, ModelInfo, Probe
 from engine.domain.pull import PullProgress
-from engine.domain.runtime import Embeddings, EmbedRequest, Forwarded, ForwardRequest
+from engine.domain.runtime import Forwarded, ForwardRequest
+from transport.runtimes.keep_alive import Uses
 from transport.runtimes.llama_cpp.header import GgufHeader, read_header
 from transport.runtimes.llama_cpp.hub import HuggingFace
 from transport.runtimes.llama_cpp.process import (
@@ -69,6 +70,7 @@ class LlamaCppCounters:
     """What happened since the start."""
 
     starts: int = 0
+    hung: int = 0  # processes that did nothing before they answered, and were ended
     crashes: int = 0  # processes that ended by themselves after they had answered
 
 
@@ -94,9 +96,11 @@ class LlamaCppRuntime:
     _processes: dict[str, ModelProcess] = attrs.field(factory=dict, init=False)
     _with_tools: dict[Path, bool] = attrs.field(factory=dict, init=False)  # by socket: which take tools
     _locks: dict[Path, trio.Lock] = attrs.field(factory=dict, init=False)  # those in use
+    _uses: Uses = attrs.field(default=attrs.Factory(lambda self: Uses(self._let_go), takes_self=True), init=False)
     _pulls: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(PULLS_MAX), init=False)
     _headers: dict[Path, tuple[tuple[int, int], GgufHeader | ModelLoadFailed]] = attrs.field(factory=dict, init=False)
 
+    # No Embedder: the processes are started to answer, and llama.cpp does either that or this.
     name: ClassVar[str] = NAME
     kind: ClassVar[str] = "llama_cpp"
     url: ClassVar[str | None] = None
@@ -174,6 +178,11 @@ class LlamaCppRuntime:
         await process.gone.wait()
         return size_bytes
 
+    def _let_go(self, model: str) -> None:
+        process = self._processes.get(model)
+        if process is not None:
+            process.stop()
+
     async def _running(self, model: str) -> ModelProcess:
         """The model's process, started if there is none."""
         process = self._processes.get(model)
@@ -219,6 +228,7 @@ class LlamaCppRuntime:
         finally:
             self._processes.pop(process.source.name)
             self._with_tools.pop(process.socket, None)
+            self.counters.hung += process.hung
         self.counters.crashes += process.failure is None and not process.stopped
 
     # ── answers ──
@@ -226,11 +236,12 @@ class LlamaCppRuntime:
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
         """Stream an answer; loads the model first. As in `openai`, and a process that ends inside the answer raises
-        UpstreamTruncated with the reason. Leaving closes the connection, and llama.cpp stops at once. Raises
-        InvalidRequest for tools when the model's chat template has no place for them: llama.cpp would leave them
-        out."""
-        process = await self._running(request.model)
+        UpstreamTruncated with the reason. Leaving closes the connection, and llama.cpp stops at once; with `keep_alive`
+        0 the process is told to end unless somebody else uses it. Raises InvalidRequest for tools when the model's chat
+        template has no place for them: llama.cpp would leave them out."""
         async with AsyncExitStack() as stack:
+            stack.enter_context(self._uses.of(request))
+            process = await self._running(request.model)
             chunks = await _entered(stack, self._answer(process, request), process)
             yield await stack.enter_async_context(aclosing(_explaining(chunks, process)))
 
@@ -252,16 +263,12 @@ class LlamaCppRuntime:
     @asynccontextmanager
     async def forward(self, request: ForwardRequest) -> AsyncIterator[Forwarded]:
         """Hand on a client's request and the answer to it, as in `openai`; loads the model first."""
-        process = await self._running(request.model)
         async with AsyncExitStack() as stack:
+            stack.enter_context(self._uses.of_model(request.model))
+            process = await self._running(request.model)
             answer = await _entered(stack, process.api.forward(request), process)
             reads = await stack.enter_async_context(aclosing(_explaining(answer.reads, process)))
             yield Forwarded(answer.status, answer.content_type, reads, answer.retry_after)
-
-    async def embed(self, request: EmbedRequest) -> Embeddings:
-        """Raises InvalidRequest: the processes are started to answer, and llama.cpp does either that or this."""
-        await trio.lowlevel.checkpoint()
-        raise InvalidRequest(f"{NAME} cannot embed here; use a model of another runtime", model=request.model)
 
     # ── downloads ──
 

@@ -29,7 +29,7 @@ from transport.wire.dialects.ollama_records import (
     TokenProb,
     error_body,
 )
-from transport.wire.dialects.reply import Asked, Reply, ReplyEnd, ReplyFacts
+from transport.wire.dialects.reply import Asked, Reply, ReplyEnd, ReplyFacts, refuse_in_vain
 
 CALLS_MAX: Final = 256  # of one answer
 ARGUMENTS_CHARS_MAX: Final = 16 * 1024 * 1024  # of all calls that are not whole yet
@@ -93,7 +93,9 @@ class _MadeWhole:
         if self._records.asked.load_only:
             return self._records.loaded()
         self._gather(self._pieces.rest())
-        return self._records.last(end, Piece("".join(self._texts), "".join(self._thinking), self._calls, self._probs))
+        text = "".join(self._texts)
+        refuse_in_vain(self._records.asked, text, len(self._probs))
+        return self._records.last(end, Piece(text, "".join(self._thinking), self._calls, self._probs))
 
     def fail(self, error: EngineError) -> bytes:
         return error_body(error)

@@ -16,7 +16,7 @@ from engine.domain.generation import Chunk, TokenKind, TokenLogprob
 from transport.wire.dialects import openai_shapes as shapes
 from transport.wire.dialects.openai_asks import INCLUDE_USAGE
 from transport.wire.dialects.openai_shapes import BODY_TYPE, DONE_FRAME, STREAM_TYPE, Call, Calls, frame
-from transport.wire.dialects.reply import Asked, ReplyEnd, ReplyFacts
+from transport.wire.dialects.reply import Asked, ReplyEnd, ReplyFacts, refuse_in_vain
 
 _LISTS: Final = {TokenKind.ANSWER: "content", TokenKind.THINKING: "reasoning", TokenKind.TOOL: "tool_calls"}
 
@@ -128,6 +128,7 @@ class ChatWhole:
 
     def finish(self, end: ReplyEnd) -> bytes:
         answer, thinking = ("".join(self._texts[kind]) for kind in (TokenKind.ANSWER, TokenKind.THINKING))
+        refuse_in_vain(self.asked, answer, len(self._logprobs[TokenKind.ANSWER]))
         message: dict[str, Any] = {"role": "assistant", "content": answer if answer or not self._calls else None}
         if thinking:
             message |= {"reasoning": thinking, "reasoning_content": thinking}
@@ -231,7 +232,9 @@ class CompletionWhole:
     def finish(self, end: ReplyEnd) -> bytes:
         shown = self._shown if self.asked.logprobs else None
         reason = shapes.finish_reason(end.end.reason, False)
-        choice = {"text": "".join(self._text), "index": 0, "logprobs": shown, "finish_reason": reason}
+        text = "".join(self._text)
+        refuse_in_vain(self.asked, text, len(self._shown["tokens"]))
+        choice = {"text": text, "index": 0, "logprobs": shown, "finish_reason": reason}
         if self._thinking:
             choice["reasoning"] = "".join(self._thinking)
         whole = head(self.facts, "cmpl", "text_completion")

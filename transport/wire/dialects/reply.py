@@ -12,6 +12,7 @@ import attrs
 
 from engine.domain.errors import EngineError
 from engine.domain.generation import Chunk, Dialect, GenerationEnd, GenerationRequest
+from transport.wire.requests import gave_no_logprobs
 
 NEEDS: Final = "needs:"  # and a field: an option of a request that cannot be translated
 
@@ -34,6 +35,13 @@ class Asked:
     top_logprobs: int = 0
     load_only: bool = False
     options: frozenset[str] = frozenset()
+
+
+def refuse_in_vain(asked: Asked, text: str, given: int) -> None:
+    """Raises InvalidRequest for an answer in words without any of the log-probabilities that the client wants: some
+    servers pass over the question. A reply that is whole can still say so."""
+    if asked.logprobs and text and not given:
+        raise gave_no_logprobs(asked.model)
 
 
 def needs(asked: Asked) -> tuple[str, ...]:

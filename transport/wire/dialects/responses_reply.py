@@ -14,7 +14,7 @@ from engine.domain.errors import EngineError
 from engine.domain.generation import Chunk, TokenKind
 from transport.wire.dialects import openai_shapes as shapes
 from transport.wire.dialects.openai_shapes import BODY_TYPE, STREAM_TYPE, Call, Calls
-from transport.wire.dialects.reply import Asked, ReplyEnd, ReplyFacts
+from transport.wire.dialects.reply import Asked, ReplyEnd, ReplyFacts, refuse_in_vain
 from transport.wire.dialects.responses import Echo, echo_decoder
 
 _NULL = b"null"
@@ -96,6 +96,11 @@ class ResponseStream:
         status = "incomplete" if reason == "length" else "completed"
         data += self._closed(status) + self._calls_closed(status)
         return data + self._event(f"response.{status}", response=self.response(status, end))
+
+    def answered(self) -> tuple[str, int]:
+        """The answer's words, and how many log-probabilities stand beside them."""
+        said = [item for item in self._items if isinstance(item, _Text) and item.kind is TokenKind.ANSWER]
+        return "".join(text.text for text in said), sum(len(text.logprobs) for text in said)
 
     def fail(self, error: EngineError) -> bytes:
         """What came so far is closed as incomplete, then the failure is told."""
@@ -266,6 +271,7 @@ class ResponseWhole:
 
     def finish(self, end: ReplyEnd) -> bytes:
         self._stream.finish(end)
+        refuse_in_vain(self.asked, *self._stream.answered())
         reason = shapes.finish_reason(end.end.reason, False)
         return shapes.encode(self._stream.response("incomplete" if reason == "length" else "completed", end))
 
