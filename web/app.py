@@ -8,6 +8,7 @@ import logging
 import re
 import secrets
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from typing import Any, Final, TypeVar
 
 import trio
@@ -125,11 +126,13 @@ def app_of(
 
     @app.errorhandler(EngineError)
     async def refused(error: EngineError) -> Response:
+        await _hear_out(error.status)
         return _error(error)
 
     @app.errorhandler(HTTPException)
     async def http_error(error: HTTPException) -> Response:
         limit = lens_body_bytes_max if request.path.startswith(LENS_PATHS) else body_bytes_max
+        await _hear_out(error.code)
         return _error(_from_http(error, limit, body_timeout_s))
 
     @app.errorhandler(Exception)
@@ -197,6 +200,15 @@ class RequestConnection(TrioASGIHTTPConnection):
         headers = encode_headers(response.headers)
         await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
         await send({"type": "http.response.body", "body": body.data[body.begin : body.end], "more_body": False})
+
+
+async def _hear_out(status: int | None) -> None:
+    """Takes the rest of a refused body, within the limits of every body. An answer that overtakes it costs the
+    connection, and the next request on it; where the body is too long or too slow that is as it should be."""
+    if status in (408, 413):
+        return
+    with suppress(HTTPException):
+        await request.get_data(cache=False, as_text=False)
 
 
 def _error(error: EngineError) -> Response:

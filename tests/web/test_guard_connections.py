@@ -13,6 +13,7 @@ from policies.access import loopback_rules
 from tests.fakes.http_server import BODY_MAX, BODY_S, HOST, RULES, get, make_app, serving
 from tests.fakes.network import MemoryListener, ask, http_head, read_answer, read_to_end, receive
 from transport.listen import RESET_ON_CLOSE, ListenLimits, bound_port, open_listener
+from web.app import app_of
 from web.guard import KEEP_ALIVE_MORE_S, HttpLimits, HttpServer
 
 # --- what must close, closes -------------------------------------------------------------------------------------
@@ -62,6 +63,17 @@ async def test_a_client_that_stays_after_our_close_is_dropped(autojump_clock):
         await trio.sleep(1.1)
         assert server.counters.listen.active == 0
         assert trio.current_time() - began == pytest.approx(1.1)
+
+
+async def test_a_refusal_waits_for_the_body_so_that_the_connection_lasts(autojump_clock):
+    """Clients send head and body in two pieces; an answer between the two would end the connection."""
+    app = app_of([], body_bytes_max=100, lens_body_bytes_max=100, body_timeout_s=5)
+    async with serving(app) as server:
+        client = await server.listener.connect()
+        for _ in range(2):
+            await client.send_all(http_head("POST", "/nowhere", HOST, ["Content-Length: 2"]))
+            await wait_all_tasks_blocked()
+            assert (await ask(client, b"{}")).status == 404
 
 
 async def test_keep_alive_keeps_the_connection_and_an_idle_one_ends(autojump_clock):
