@@ -32,11 +32,11 @@ POLICY_DOCS: Final = {
     "ensemble": "policies/ensemble.yaml: the constants of disagreement, interference and resonance",
     "prices": "policies/prices.yaml: what tokens cost elsewhere, as of a date",
     "routes": "policies/routes.yaml: which models serve a capability",
-    "broker": "policies/broker.yaml: what may be asked of models outside this machine, and how much of it",
+    "broker": "policies/broker.yaml: what may be asked outside this machine, and how much of it",
 }
 SERVICE_DOCS: Final = {
     "services": "policies/services.yaml: the local services; your own go under services.table",
-    "taxonomy": "policies/taxonomy.yaml: what the classifier may answer; your own goes under services.taxonomy",
+    "taxonomy": "policies/taxonomy.yaml: what the classifier may answer; yours: services.taxonomy",
 }
 _PRICE: Final[Json] = {"type": "number", "minimum": 0, "maximum": PRICE_MAX, "x-unit": "USD per million tokens"}
 _PRICES: Final[Json] = {"input_per_million": _PRICE, "output_per_million": _PRICE}

@@ -35,7 +35,14 @@ def open_file(page: Page, path: Path) -> None:
     page.set_input_files("#replay-file", path)
 
 
+def seen(page: Page, columns: int) -> None:
+    """A session is drawn up to there, and it is over."""
+    until(page, f"window.__wf.columns === {columns}")
+    expect(page.locator("#replay-this")).to_be_visible()
+
+
 def seek(page: Page, seconds: float) -> None:
+    expect(page.locator("#replay-time")).to_contain_text(" s of ")  # it is read, and the bar knows how long it is
     page.locator("#replay-at").evaluate(
         "(scrub, ms) => { scrub.value = ms; scrub.dispatchEvent(new Event('input')); }", seconds * 1000
     )
@@ -84,7 +91,7 @@ def test_scrubbing_shows_what_had_come_by_then_and_no_more(blank: Page) -> None:
     messages = over(3, 4)
     peer(blank, messages)
     blank.goto("/")
-    until(blank, "window.__wf.columns === 240")
+    seen(blank, 240)
     blank.click("#replay-this")
     for seconds in (3.01, 1.01, 2.51):
         seek(blank, seconds)
@@ -102,7 +109,7 @@ def test_scrubbing_shows_what_had_come_by_then_and_no_more(blank: Page) -> None:
 def test_a_link_opens_the_replay_at_its_moment(blank: Page) -> None:
     links = peer(blank, over(2, 4))
     blank.goto("/")
-    until(blank, "window.__wf.columns === 240")
+    seen(blank, 240)
     blank.evaluate(f"location.hash = '#/replay/{SESSION[:8]}?at=2.5&solo=2&evidence=1&tok=2:40'")
     expect(blank.locator("#replay-time")).to_have_text("2.50 s of 4.00 s")
     expect(blank.locator("#evidence-token")).to_contain_text("Token 40:")
@@ -117,7 +124,7 @@ def test_a_link_opens_the_replay_at_its_moment(blank: Page) -> None:
 def test_a_link_to_a_stream_that_is_over_is_its_replay(blank: Page) -> None:
     peer(blank, over(2, 2))
     blank.goto("/")
-    until(blank, "window.__wf.columns === 120")
+    seen(blank, 120)
     blank.evaluate(f"location.hash = '#/stream/{SESSION[:8]}'")
     expect(blank.locator("#replaying")).to_be_visible()
     expect(blank.locator("#nav-replay")).to_have_attribute("aria-current", "page")
@@ -149,7 +156,7 @@ def test_missed_frames_stay_missing(blank: Page) -> None:
     del messages[60:90]
     peer(blank, messages)
     blank.goto("/")
-    until(blank, "window.__wf.columns === 180")
+    seen(blank, 180)
     live = strikes(blank)
     blank.click("#replay-this")
     expect(blank.locator("#replaying")).to_contain_text("30 frames missing")
@@ -161,7 +168,7 @@ def test_missed_frames_stay_missing(blank: Page) -> None:
 
 
 def test_keys_and_stop_in_a_replay_touch_nothing_that_runs(page: Page) -> None:
-    run(page, "synthetic/steady", max_tokens=40)
+    run(page, "synthetic/steady", max_tokens=100)
     ended(page)
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))

@@ -14,6 +14,7 @@ from engine.domain.errors import (
     ModelLoadFailed,
     ModelLoadTimeout,
     ModelNotFound,
+    NobodyListens,
     Overloaded,
     RuntimeUnavailable,
     UpstreamProtocolError,
@@ -276,7 +277,7 @@ async def test_loads_that_fail(autojump_clock: trio.testing.MockClock):
         (refused(500, "model requires more system memory (9 GiB) than is available (2 GiB)"), ModelLoadFailed),
         (Reply(after_s=LOAD_S + 1), ModelLoadTimeout),
         (whole({"response": "", "done": False}), UpstreamProtocolError),
-        (httpx.ConnectError("refused"), RuntimeUnavailable),
+        (httpx.ConnectError("refused"), NobodyListens),
     ]
     for reply, kind in cases:
         with pytest.raises(kind) as caught:

@@ -19,6 +19,7 @@ from engine.domain.errors import (
     EngineError,
     InvalidRequest,
     ModelNotFound,
+    NobodyListens,
     Overloaded,
     RuntimeUnavailable,
     UpstreamProtocolError,
@@ -158,7 +159,7 @@ async def test_errors_in_the_middle(autojump_clock: trio.testing.MockClock, faul
         (whole({"detail": "Not Found"}, 404), UpstreamProtocolError),
         (refused(500, f"what a day for {KEY}"), UpstreamProtocolError),
         (whole(b"", 302, location="http://elsewhere/"), UpstreamProtocolError),
-        (httpx.ConnectError("refused"), RuntimeUnavailable),
+        (httpx.ConnectError("refused"), NobodyListens),
     ],
 )
 async def test_refusals(autojump_clock: trio.testing.MockClock, reply: Reply | Exception, kind: type[EngineError]):

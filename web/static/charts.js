@@ -38,7 +38,6 @@ export class Chart {
     /** @type {Palette|null} */
     this._palette = null;
     this._of = "";
-    box.setAttribute("role", "img");
     new ResizeObserver(() => this._resized()).observe(box);
   }
 
@@ -48,6 +47,7 @@ export class Chart {
    */
   show(columns, palette, label, of) {
     if (this.box.getAttribute("aria-label") !== label) this.box.setAttribute("aria-label", label);
+    this.box.setAttribute("role", "img"); // only with its words
     if (this.box.clientWidth === 0 || columns[0].length === 0) return;
     const data = /** @type {uPlot.AlignedData} */ (columns);
     if (this._plot === null) {

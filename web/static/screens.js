@@ -19,6 +19,7 @@ export class Screens {
     /** @type {Screen} */
     this.screen = "stream";
     this._wanted = parse(location.hash);
+    this._heard = location.hash; // the address as it was last read or written here
     /** @type {Set<Screen>} */
     this._offered = new Set(["stream", "replay", "pool", "events"]);
   }
@@ -104,7 +105,9 @@ export class Screens {
     const address = written({ screen: this.screen, session, evidence: page.inspector.open, solo, zoom: page.picture.zoom, theme, still, token, atS });
     gone(this._wanted.screen === "stream" ? this._wanted.session : "", page);
     const plain = address === "#/stream" && location.hash === "";
+    if (location.hash !== this._heard) return; // somebody went elsewhere just now: that is heard next
     if (!plain && location.hash !== address) history.replaceState(null, "", address);
+    this._heard = location.hash;
   }
 
   /** A session that the address names by the beginning of its id is picked when it is there. */
@@ -121,6 +124,7 @@ export class Screens {
 
   _changed() {
     this._wanted = parse(location.hash);
+    this._heard = location.hash;
     const { recordings, store } = this.page;
     const found = this._wanted.screen === "stream" ? recordings.find(this._wanted.session) : null;
     if (found && !found.open && !store.sessions.get(found.id)?.active) this._wanted.screen = "replay"; // it is over
