@@ -78,7 +78,7 @@ def test_our_services_are_registered_and_the_router_leads_to_them(start: Start):
         replayed = router.post("/what-if", {"capabilities": {}}).json()
         assert (replayed["replayed"], replayed["lost"]) == (1, 0)  # it registered the capability itself
     with engine.client() as http:
-        usage = http.get("/usage?by=agent").json()
+        usage = engine.wait_for(lambda: (u := http.get("/usage?by=agent").json())["totals"]["requests"] and u)
         assert usage["totals"]["requests"] == 1
         assert usage["totals"]["cost_usd"] == 0
         assert usage["ledger"]["persistent"] is True
