@@ -11,9 +11,10 @@ from typing import Any
 
 import attrs
 
-from bench.dashboard_models import MODELS, six_models
+from bench.dashboard_models import MODELS
 from bench.dashboard_page import COUNT_ANIMATION_FRAMES, FIRST_PAINT, WEIGHT, Chromium, Heap, Span, Tab, chromium
 from bench.engine import serving
+from bench.flood import flooding
 from bench.table import Row, at_least, at_most, percentile
 from tests.system.process import EngineProcess
 
@@ -71,7 +72,7 @@ def measure() -> list[Row]:
 @contextmanager
 def council(tps: float) -> Iterator[EngineProcess]:
     """An engine on which six models speak together at `tps` each, and never end."""
-    with six_models(tps) as url:
+    with flooding(tps, "bench.dashboard_models") as url:
         own = {
             "WF_OLLAMA__ENABLED": "true",
             "WF_OLLAMA__SPAWN": "false",

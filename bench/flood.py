@@ -132,9 +132,9 @@ class Flood:
 
 
 @contextmanager
-def flooding(tps: float) -> Iterator[str]:
-    """Its URL, while it runs as a child process."""
-    command = [sys.executable, "-m", "bench.flood", str(tps)]
+def flooding(tps: float, module: str = "bench.flood") -> Iterator[str]:
+    """Its URL, while it runs as a child process; `module` may answer for more models than one."""
+    command = [sys.executable, "-m", module, str(tps)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdin is not None

@@ -83,7 +83,7 @@ def test_where_nothing_was_asked_nothing_is_drawn(blank: Page) -> None:
     told(blank, usage(requests=0, tokens_in=0, tokens_out=0) | nothing)
     blank.goto("/")
     card = blank.locator("#gateway-card")
-    expect(card).to_contain_text("Nothing was asked yet.")
+    expect(card).to_contain_text("No answer has ended yet.")
     expect(card.locator("dd")).to_have_text(["$0.00", "0", "—", "—"])
     expect(card.locator(".bars")).to_have_count(0)
 

@@ -43,15 +43,23 @@ function poolCard() {
 function memoryLine(memory, all) {
   if (!memory) return nothing;
   const { used_bytes: used, ram_budget_bytes: budget, ram_total_bytes: total } = memory;
-  return html`<div class="line small"><span class="quiet">RAM</span><span class="mono" title="Taken by models, of this machine's memory; the tier's budget ends at the line">${bytes(used)} / ${bytes(total)} · cap ${bytes(budget)}</span></div>${memoryBar(memory, all, "card")}`;
+  const untold = all.some((one) => isIn(one) && !known(resident(one.model)));
+  return html`<div class="line small"><span class="quiet">RAM</span><span class="mono" title="Taken by models, of this machine's memory; the tier's budget ends at the line${untold ? ". Of some in memory nobody has told the size" : ""}">${untold ? "≥ " : ""}${bytes(used)} / ${bytes(total)} · cap ${bytes(budget)}</span></div>${memoryBar(memory, all, "card")}`;
 }
 
+/** Bytes in memory; null where nobody has told them. @param {import("./pool.js").Told["model"]} model */
+const resident = (model) => (model.resident_bytes ? model.resident_bytes : null);
+
+/** By what is heard of it, which may be newer than the list. @param {import("./pool.js").Told} one */
+const isIn = ({ state, speaks }) => speaks || state === "ready";
+
 /** @param {import("./pool.js").Told} one */
-function modelRow({ model, state, reason, progress, speaks, place }) {
+function modelRow(one) {
+  const { model, state, reason, progress, speaks, place } = one;
   const part = known(progress) ? ` ${Math.floor(progress * 100)} %` : "";
-  const resident = model.resident_bytes ?? 0;
-  const size = resident > 0 ? bytes(resident) : NONE;
-  const title = resident > 0 ? "In memory" : `Not in memory${model.size_bytes ? `; ${bytes(model.size_bytes)} on disk` : ""}`;
+  const inside = resident(model);
+  const size = known(inside) ? bytes(inside) : NONE;
+  const title = known(inside) ? "In memory" : isIn(one) ? "In memory; nobody has told how much" : `Not in memory${model.size_bytes ? `; ${bytes(model.size_bytes)} on disk` : ""}`;
   return html`<tr><th scope="row" title=${visible(model.name)}>${glyph(place)}${visible(model.name)}</th><td class="state" data-state=${speaks ? "ready" : state} title=${reason}>${speaks ? "streaming" : state}${part}</td><td class="mono" title=${title}>${size}</td></tr>`;
 }
 
@@ -72,7 +80,7 @@ function gatewayCard() {
     </dl>
     ${
       totals.requests === 0
-        ? html`<p class="quiet small">Nothing was asked yet.</p>`
+        ? html`<p class="quiet small">No answer has ended yet.</p>`
         : html`<div class="bars" role="img" aria-label="Answers by time to first token: p50 ${atMost(ttft.p50, ttft)}, p95 ${atMost(ttft.p95, ttft)}">${ttft.counts.map((/** @type {number} */ n, /** @type {number} */ i) => html`<i title="${bucket(ttft, i)}: ${n}" data-mid=${ttft.edges_ms[i] === ttft.p50 ? "true" : nothing} ${styled({ height: `${(n / most) * 100}%` })}></i>`)}</div>
           <div class="line mono quiet small"><span>${bucket(ttft, 0)}</span><span>${bucket(ttft, ttft.counts.length - 1)}</span></div>`
     }`;

@@ -165,7 +165,8 @@ export class Pool {
 
   /** @param {string} name */
   _unload(name) {
-    this._do(name, "unloading", async () => `${name}: ${bytes((await api.unload(name)).freed_bytes ?? 0)} freed`);
+    const words = (/** @type {number|null|undefined} */ freed) => (known(freed) ? `${bytes(freed)} freed` : "out of memory");
+    this._do(name, "unloading", async () => `${name}: ${words((await api.unload(name)).freed_bytes)}`);
   }
 
   /** @param {string} name @param {string} busy @param {() => Promise<string>} act what was done, in words */
