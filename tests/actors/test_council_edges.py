@@ -273,10 +273,10 @@ async def test_a_stop_at_any_moment_leaves_nothing_behind(autojump_clock, load_s
 
 async def test_a_stop_does_not_wait_for_the_comparing_of_answers(autojump_clock, monkeypatch):
     lines = {name: (Say(" ".join(f"{name}{i}" for i in range(400)), 0.1), End()) for name in "abcd"}
-    begun, go_on = threading.Event(), threading.Event()
+    begun, go_on = trio.Event(), threading.Event()
 
     def slow(*args, **kwargs):
-        begun.set()
+        trio.from_thread.run_sync(begun.set)
         assert go_on.wait(20)
         return choose(*args, **kwargs)
 
@@ -284,7 +284,7 @@ async def test_a_stop_does_not_wait_for_the_comparing_of_answers(autojump_clock,
     async with running_slice(runtime(**lines), council(members=list("abcd"))) as s:
         session = start(s)
         try:
-            await trio.to_thread.run_sync(begun.wait, 20)
+            await begun.wait()
             await s.core.sessions.stop(session.id)
             assert session.reason is EndReason.ABORTED
         finally:

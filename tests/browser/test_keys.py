@@ -61,13 +61,15 @@ def test_slash_focuses_the_prompt_and_c_copies_the_evidence(council_page: Page) 
     page = council_page
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.keyboard.press("e")
-    page.keyboard.press("ArrowLeft")
     expect(page.locator("#evidence-token")).to_contain_text("Token")
-    page.keyboard.press("c")
+    newest = int((page.locator("#evidence-token").text_content() or "").split("Token ")[1].split(":")[0])
+    page.evaluate(  # both before the page paints again: what is copied is what was picked, not what was painted
+        "for (const key of ['ArrowLeft', 'c']) document.body.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}))"
+    )
     expect(page.locator("#evidence-copied")).to_have_text("Copied")
+    expect(page.locator("#evidence-token")).to_contain_text(f"Token {newest - 1}:")
     copied = json.loads(page.evaluate("navigator.clipboard.readText()"))
-    assert copied["session_id"] == SESSION
-    assert f"Token {copied['token']['position']}:" in (page.locator("#evidence-token").text_content() or "")
+    assert (copied["session_id"], copied["token"]["position"]) == (SESSION, newest - 1)
     page.keyboard.press("/")
     expect(page.locator("#prompt")).to_be_focused()
     assert page.input_value("#prompt") == ""

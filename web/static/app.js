@@ -333,8 +333,8 @@ class Page {
   /** A token was picked. */
   _picked() {
     const { picked } = this.picking;
-    if (!this.inspector.open) this.evidence(true);
-    this.picture.touch();
+    this.evidence(true);
+    this.inspector.show(this.shown, picked, this.theme.palette); // a key that follows means this token
     this.cursor.show(picked, this.picking.stream?.tokens ?? 0);
     if (picked && !this.cursor.focused) this.announcer.say(`token ${picked.heard.token.position}, ${short(picked.heard.token.text)}`);
   }
