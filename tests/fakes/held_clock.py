@@ -1,4 +1,4 @@
-"""Virtual time stands still while a thread works: to a clock that jumps as soon as no task can run, a thread is nobody."""
+"""Virtual time stands still while a thread works: a clock that jumps when no task can run does not know of threads."""
 
 from __future__ import annotations
 
