@@ -64,7 +64,8 @@ def test_slash_focuses_the_prompt_and_c_copies_the_evidence(council_page: Page) 
     expect(page.locator("#evidence-token")).to_contain_text("Token")
     newest = int((page.locator("#evidence-token").text_content() or "").split("Token ")[1].split(":")[0])
     page.evaluate(  # both before the page paints again: what is copied is what was picked, not what was painted
-        "['ArrowLeft', 'c'].forEach(key => document.body.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true})))"
+        "for (const key of ['ArrowLeft', 'c'])"
+        " document.body.dispatchEvent(new KeyboardEvent('keydown', {key, bubbles: true}))"
     )
     expect(page.locator("#evidence-copied")).to_have_text("Copied")
     expect(page.locator("#evidence-token")).to_contain_text(f"Token {newest - 1}:")
