@@ -7,9 +7,9 @@ BIN := $(VENV)/bin
 PAGE := web/package-lock.json web/vendor.src.js web/build_vendor.mjs
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock
 
-.PHONY: run test test-offline check style types layers unit browser-packages bench lock clean
+.PHONY: run dashboard test test-offline check style types layers unit browser-packages bench lock clean
 
-run: $(VENV)/.installed
+run: $(VENV)/.installed dashboard
 	@$(BIN)/python -m engine serve $(ARGS)
 
 test: check unit
@@ -28,7 +28,7 @@ layers: $(VENV)/.installed-test
 
 # Real processes and a real browser on a busy machine: under CI what failed is run once more, by itself. Both runs are
 # shown, and whatever failed only once is a bug to be found, in the test or in the product.
-unit: $(VENV)/.installed-test browser-packages
+unit: $(VENV)/.installed-test dashboard browser-packages
 	$(BIN)/pytest || { [ $$? = 1 ] && [ -n "$$CI" ] && echo "once more, by itself: what failed above" && \
 	  $(BIN)/pytest --last-failed --last-failed-no-failures none; }
 
@@ -55,11 +55,18 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { echo "on Debian and Ubuntu: apt-get install python3-venv"; exit 1; }
 
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml requirements.lock $(PAGE)
-	@echo "installing the engine, and the libraries of its dashboard from npm (half a minute, once)"
+	@echo "installing the engine, and the libraries of its dashboard from npm (a minute or so, once)"
 	@$(PIP_INSTALL) -e .
-	@test -e web/static/vendor/vendor.js || \
-	  echo "the libraries of the dashboard could not be built; the engine runs without, and its page says what to do"
 	@touch $@
+
+# The libraries of the page, where the installation could not build them: tried again at each start, until they are there.
+dashboard: $(VENV)/.installed
+	@test -e web/static/vendor/vendor.js || [ -n "$$HATCH_JUPYTER_BUILDER_SKIP_NPM" ] || { \
+	  echo "building the libraries of the dashboard, which the installation could not"; \
+	  $(PIP_INSTALL) --retries 0 --no-deps -vv --editable . >$(VENV)/dashboard.log 2>&1; \
+	  test -e web/static/vendor/vendor.js || { \
+	    grep -m 2 -E 'npm error (code|.*(request|certificate))' $(VENV)/dashboard.log; \
+	    echo "they cannot be built now ($(VENV)/dashboard.log says why); the engine runs without, and its page says what to do"; }; }
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	@echo "installing what the tests need"

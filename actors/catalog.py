@@ -14,7 +14,7 @@ import trio
 
 from engine.domain.errors import EngineError, InvalidRequest, ModelNotFound
 from engine.domain.generation import Clock
-from engine.domain.models import ModelInfo, Probe, is_model_name
+from engine.domain.models import MemoryUse, ModelInfo, Probe, is_model_name
 from engine.domain.runtime import Runtime
 from policies.council import CouncilSpec
 
@@ -65,15 +65,16 @@ class Seats:
 
 @attrs.frozen
 class Residency:
-    """What a runtime said is in its memory, by public names with bytes (null: it does not say). `asked_us` is when it
-    was asked: what happened later is not in it. `gone`: it has no process any more, and so nothing in memory.
-    `silent`: it does not answer, and may still hold what it held; `models` says nothing then."""
+    """What a runtime said is in its memory, by public names. `asked_us` is when it was asked: what happened later is
+    not in it. `gone`: it has no process any more, and so nothing in memory. `silent`: it does not answer, and may still
+    hold what it held; `models` says nothing then. Not `local`: its memory is that of another machine."""
 
     runtime: str
     asked_us: int
-    models: Mapping[str, int | None]
+    models: Mapping[str, MemoryUse]
     gone: bool = False
     silent: bool = False
+    local: bool = True
 
 
 @attrs.frozen
@@ -81,7 +82,7 @@ class _Answer:
     probe: Probe
     asked_us: int
     models: tuple[ModelInfo, ...] = ()
-    resident: Mapping[str, int | None] | None = None
+    resident: Mapping[str, MemoryUse] | None = None
 
 
 @attrs.define(eq=False)
@@ -146,8 +147,8 @@ class Catalog:
                 self.seen(Residency(name, answer.asked_us, {}, answer.probe.gone, silent=not answer.probe.gone))
             elif answer.resident is not None:
                 of_runtime = {model.info.name: model.name for model in self.models if model.runtime.name == name}
-                models = {of_runtime[m]: size_bytes for m, size_bytes in answer.resident.items() if m in of_runtime}
-                self.seen(Residency(name, answer.asked_us, models))
+                models = {of_runtime[m]: use for m, use in answer.resident.items() if m in of_runtime}
+                self.seen(Residency(name, answer.asked_us, models, local=self.runtimes[name].local))
 
     def _log_changes(self, answers: Mapping[str, _Answer]) -> None:
         for name, answer in answers.items():

@@ -111,8 +111,12 @@ class FrameClient:
                     self.rendered = command
                     self.reply("system.acknowledged", {"id": command.id, "frame": command.frame})
         except EngineError as error:
-            self.services.counters.bad_messages += 1
-            self.reply("system.error", {"id": message_id(message), **error.as_dict()})
+            self.refuse(error, message_id(message))
+
+    def refuse(self, error: EngineError, id_: str | None = None) -> None:
+        """A bad message: the client is told, and stays. `id_` is that of the message, where it has one."""
+        self.services.counters.bad_messages += 1
+        self.reply("system.error", {"id": id_, **error.as_dict()})
 
     def detach(self) -> None:
         self.gone = True

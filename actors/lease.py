@@ -12,8 +12,9 @@ import trio
 
 from actors.catalog import ModelRef, Residency
 from actors.kernel import Outlet, Reply
+from actors.warm_up import WarmUp
 from engine.domain.errors import EngineError, Overloaded
-from engine.domain.models import ModelState
+from engine.domain.models import Capability, ModelState
 from policies.waiting import in_words
 
 if TYPE_CHECKING:
@@ -85,7 +86,8 @@ class Bell:
 @attrs.define(eq=False)
 class Ticket:
     """A caller's place in the pool: news while it waits, then a grant or an error. A grant counts only if it was still
-    wanted: an abandoned ticket refuses it. `granted_us` is the pool's, for how long the lease lasts."""
+    wanted: an abandoned ticket refuses it. `granted_us` is the pool's, for how long the lease lasts; `warm_up` is what
+    the model is held for, where that is no request."""
 
     bell: Bell = attrs.field(factory=Bell)
     grant: Grant | None = None
@@ -93,6 +95,7 @@ class Ticket:
     news: News | None = None
     abandoned: bool = False
     granted_us: int = 0
+    warm_up: WarmUp | None = None
 
     @property
     def settled(self) -> bool:
@@ -113,19 +116,20 @@ class Ticket:
         return True
 
     def fail(self, error: EngineError) -> None:
-        self.error = error
+        self.error = error.again()
         self.bell.ring()
 
 
 @attrs.frozen
 class Lease:
-    """One model for one caller."""
+    """One model for one caller. With `warm_up` its first token too, which takes a stream as a request does."""
 
     model: ModelRef
     stream: bool  # False: only bring it into memory
     ticket: Ticket
     pin: bool = False
     options: RunnerOptions = attrs.field(factory=dict)
+    warm_up: bool = False
 
 
 @attrs.define(eq=False)
@@ -192,6 +196,11 @@ class PoolHandle:
         Raises TierLimitExceeded or InsufficientMemory, with the numbers, when one of them can never be used."""
         return SetPlan(self.pool.plan(models))
 
+    def refuse_impossible(self, models: Sequence[ModelRef]) -> None:
+        """Raises TierLimitExceeded or InsufficientMemory, with the numbers, when one of the models can never be used as
+        things are, even alone. What is only in use at the moment is no reason: it is waited for. Nothing is held."""
+        self.pool.refuse_impossible(models)
+
     @contextlib.asynccontextmanager
     async def lease(self, model: ModelRef, tell: Tell, options: RunnerOptions | None = None) -> AsyncIterator[Grant]:
         """The model for one stream, which will send it the runner options `options`. Waits for its turn and its load;
@@ -232,15 +241,20 @@ class PoolHandle:
             for lease in leases:
                 self._leave(lease)
 
-    async def load(self, model: ModelRef, tell: Tell, *, pin: bool = False) -> Grant:
-        """Bring a model into memory without using it; pinned, it stays until it is unloaded on purpose. Raises as
-        `lease`. Cancelled here: the load goes on for whoever else wants it."""
-        lease = Lease(model, False, Ticket(), pin)
+    async def load(self, model: ModelRef, tell: Tell, *, pin: bool = False, warm_up: bool = False) -> Grant:
+        """Bring a model into memory without using it; pinned, it stays until it is unloaded on purpose. `warm_up`:
+        wait for its first token too, where it is a model that answers. Raises as `lease`, and why there was no first
+        token. Cancelled here: the load and the warm-up go on, they are the pool's."""
+        warms_up = warm_up and Capability.COMPLETION in model.info.capabilities
+        lease = Lease(model, warms_up, Ticket(), pin, warm_up=warms_up)
         self._send(LeaseSet((lease,)))
         try:
-            return await _granted(lease, tell)
+            grant = await _granted(lease, tell)
+            if lease.ticket.warm_up is not None:
+                await lease.ticket.warm_up.wait()
+            return grant
         finally:
-            self._give_up(lease)
+            self._leave(lease)
 
     async def prefetch(self, model: ModelRef) -> Grant:
         """Bring a model into memory if there is room, nobody waits and nothing is loaded: else Overloaded is raised at
@@ -264,7 +278,7 @@ class PoolHandle:
             self._send(Reconcile())
 
     def _leave(self, lease: Lease) -> None:
-        if lease.ticket.grant is None:
+        if lease.ticket.grant is None or not lease.stream:
             self._give_up(lease)
         elif not self.commands.offer(Release(lease.model.name, lease.ticket)):
             raise AssertionError("the pool's mailbox is sized so that a release always fits")

@@ -1,4 +1,5 @@
-"""ModelPool: who may use which model now. Decisions come from policies/admission, loads run in tasks of the pool's own.
+"""ModelPool: who may use which model now. Decisions come from policies/admission, loads and warm-ups run
+in tasks of the pool's own.
 
 A load belongs to everybody who waits for the model: a caller who leaves never cancels it. A grant counts only if the
 caller was still there to take it. What is in memory is what the runtimes say: a model that somebody else loaded is
@@ -8,35 +9,28 @@ shown and used as it is, and one that its runtime let go of is forgotten.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 import attrs
 import trio
 
 from actors.catalog import ModelRef, Residency
 from actors.kernel import Inlet, Outlet
-from actors.lease import (
-    RETRY_AFTER_S,
-    Grant,
-    Lease,
-    LeaseSet,
-    Left,
-    News,
-    Reconcile,
-    Release,
-    Ticket,
-    Unload,
-)
+from actors.lease import RETRY_AFTER_S, Grant, Lease, LeaseSet, Left, News, Reconcile, Release, Ticket, Unload
 from actors.pool_decisions import DecisionLog, Kind, PoolCounters
-from actors.pool_memory import Entry, Memory, ModelStatus, Standing
-from actors.pool_moves import LoadDone, UnloadDone, load, unload, warm_up
+from actors.pool_memory import ELSEWHERE, Entry, Memory, ModelStatus, Standing
+from actors.pool_moves import LoadDone, UnloadDone, load, unload
 from actors.pool_queue import Look
+from actors.warm_up import UNASKED_S, WarmUp
 from engine.domain.errors import EngineError, ModelLoadFailed, Overloaded, SessionConflict
 from engine.domain.events import ModelChanged, SessionSignal
 from engine.domain.generation import Clock
 from engine.domain.models import Loaded, ModelState
 from policies.admission import Admit, Numbers, PoolCaps, Refuse, Wait, admit, beyond, figures_of, plan_waves
+from policies.footprint import Footprint
 from policies.waiting import Paces
+
+T = TypeVar("T")
 
 LET_GO: Final = "its runtime let go of it"
 GONE: Final = "its runtime is gone, and what it had in memory with it"
@@ -52,14 +46,14 @@ class _Wake:
     at_us: int
 
 
-Command = LeaseSet | Release | Left | Unload | Reconcile | LoadDone | UnloadDone | _Wake
+Command = LeaseSet | Release | Left | Unload | Reconcile | LoadDone | UnloadDone | WarmUp | _Wake
 
 
 def mailbox_capacity(caps: PoolCaps, callers_max: int) -> int:
     """Room for every command that can be outstanding, so that a release in a `finally` never finds the box full: a
     lease and a release per stream, a load or unload per caller, one look at what the runtimes said, one prefetch, and
     the completions of the pool's own tasks."""
-    return 2 * (caps.streams_max + caps.queued_max) + callers_max + 2 + 3 * caps.loaded_models_max
+    return 2 * (caps.streams_max + caps.queued_max) + callers_max + 2 + 4 * caps.loaded_models_max
 
 
 @attrs.define(eq=False)
@@ -71,6 +65,7 @@ class ModelPool:
     load_timeout_s: float
     news: Outlet[SessionSignal]  # of models that move without a session; lossy: /models has the state
     listed: Callable[[str], ModelRef | None] = lambda _: None  # a model by its public name, from the catalog
+    first_token_s: float = 300.0  # how long a warm-up may take that somebody waits for
     counters: PoolCounters = attrs.field(factory=PoolCounters)
     decisions: DecisionLog = attrs.field(factory=DecisionLog)
     paces: Paces = attrs.field(factory=Paces)
@@ -116,6 +111,11 @@ class ModelPool:
         return self.memory.resident_bytes
 
     @property
+    def vram_bytes(self) -> int:
+        """The part of these that counts as GPU memory."""
+        return self.memory.vram_bytes
+
+    @property
     def queued(self) -> int:
         return sum(not asked.abandoned for asked in self._queue)
 
@@ -147,6 +147,15 @@ class ModelPool:
             raise waves.error
         return tuple(tuple(model for model in models if model.name in wave) for wave in waves)
 
+    def refuse_impossible(self, models: Sequence[ModelRef]) -> None:
+        """See `PoolHandle.refuse_impossible`."""
+        slots = self.memory.slots()
+        for wanted in self.memory.wanted([Lease(model, True, Ticket()) for model in models]):
+            if (error := beyond([wanted], slots, self.caps)) is not None:
+                self.counters.refused += 1
+                self.decisions.note(self.clock(), wanted.model, Kind.REFUSED, error.message, figures_of(error))
+                raise error
+
     # ── commands, one at a time; nothing below awaits ──
 
     def _handle(self, command: Command) -> None:
@@ -165,6 +174,8 @@ class ModelPool:
                 self._load_done(command)
             case UnloadDone():
                 self._unload_done(command)
+            case WarmUp():
+                self._warmed_up(command)
             case _Wake(at_us=at_us) if at_us == self._alarm_us:
                 self._alarm_us = None
         self._serve_queue()
@@ -293,11 +304,13 @@ class ModelPool:
             lease.ticket.granted_us = now_us
             entry.holders.add(lease.ticket)
             entry.used = True
-            entry.warming.cancel()  # its own request does as much
             entry.options = lease.options
             trace = self.memory.trace(entry.ref.name)
             trace.idle = False
             trace.uses_us.append(now_us)
+            if lease.warm_up:
+                lease.ticket.warm_up = self._warm_up(entry, self.first_token_s)
+            entry.stop_warm_up()
         entry.last_used_us = now_us
 
     def _release(self, model: str, ticket: Ticket) -> None:
@@ -312,9 +325,8 @@ class ModelPool:
         self.memory.failures.pop(model.name, None)
         entry = self.memory.entries[model.name] = Entry(model, evicted=evicted)
         slots = [slot for slot in self.memory.slots() if slot.size_bytes is not None]
-        budget = self.caps.budget_bytes
-        over_budget = budget is not None and sum(slot.size_bytes or 0 for slot in slots) > budget
-        if len(slots) > self.caps.loaded_models_max or over_budget:
+        taken = Footprint.of(*slots)
+        if len(slots) > self.caps.loaded_models_max or not self.caps.budget.fits(taken, taken):
             entry.room_for = {slot.model for slot in slots if slot.leaving}
         if not entry.room_for:
             self._spawn(self._load, model)
@@ -347,14 +359,17 @@ class ModelPool:
             for lease in waiting:
                 lease.ticket.fail(error)
             return
-        entry.loaded, entry.state, entry.cold = done.loaded, ModelState.READY, done.cold
-        self.memory.told_size(entry)
+        entry.cold = done.cold
+        loaded = self.memory.loaded(entry, done.loaded)
         if done.cold is False:
-            self.decisions.note(now_us, done.model, Kind.FOUND, "it was in memory already", _figures(done.loaded))
+            self.decisions.note(now_us, done.model, Kind.FOUND, "it was in memory already", _figures(loaded))
         else:
-            self._loaded_cold(entry, done.loaded, now_us)
+            self._loaded_cold(entry, loaded, now_us)
         for lease in waiting:
             self._grant(entry, lease, after_load=True)
+        worth_it = (entry.prefetched and done.cold) or any(lease.warm_up for lease in waiting)
+        if worth_it and not entry.holders:  # who asked for it has gone, or nobody did; the next one is glad of it
+            self._warm_up(entry, UNASKED_S)
 
     def _loaded_cold(self, entry: Entry, loaded: Loaded, now_us: int) -> None:
         name, entry.loaded_us = entry.ref.name, now_us
@@ -366,7 +381,17 @@ class ModelPool:
         if loaded.load_ms is not None:
             self.paces.saw_load(name, loaded.load_ms)
         kind = Kind.PREFETCHED if entry.prefetched else Kind.LOADED
-        self.decisions.note(now_us, name, kind, None, _figures(loaded))
+        reason = None if entry.ref.runtime.local else ELSEWHERE
+        self.decisions.note(now_us, name, kind, reason, _figures(loaded))
+
+    def _warm_up(self, entry: Entry, limit_s: float) -> WarmUp:
+        return entry.warm(limit_s, lambda begun: self._spawn(begun.run, self.commands.put))
+
+    def _warmed_up(self, over: WarmUp) -> None:
+        entry, error = self.memory.warmed_up(over), over.error
+        if entry is not None and error is not None:
+            self.decisions.note(self.clock(), entry.ref.name, Kind.NOT_WARMED_UP, error.message)
+            self._tell(entry.ref.name, entry.state, error.message)
 
     def _unload(self, command: Unload) -> None:
         entry = self.memory.entries.get(command.model.name)
@@ -385,7 +410,7 @@ class ModelPool:
     def _start_unload(self, entry: Entry) -> None:
         if entry.state is not ModelState.UNLOADING:
             entry.state = ModelState.UNLOADING
-            entry.warming.cancel()
+            entry.stop_warm_up()
             self._spawn(self._free, entry.ref)
 
     def _unload_done(self, done: UnloadDone) -> None:
@@ -436,9 +461,9 @@ class ModelPool:
 
     # ── the pool's own tasks ──
 
-    def _spawn(self, task: Callable[[ModelRef], Awaitable[None]], model: ModelRef) -> None:
+    def _spawn(self, task: Callable[[T], Awaitable[None]], about: T) -> None:
         assert self._nursery is not None
-        self._nursery.start_soon(task, model)
+        self._nursery.start_soon(task, about)
 
     def _wake_at(self, at_us: int) -> None:
         """Look at the queue again then; one alarm at a time, the earliest."""
@@ -452,10 +477,8 @@ class ModelPool:
 
     async def _load(self, model: ModelRef) -> None:
         entry = self.memory.entries[model.name]
-        await self.commands.put(done := await load(model, self.load_timeout_s))
-        if entry.prefetched and done.cold and done.error is None:  # else whoever asked for it warms it up
-            with entry.warming:
-                await warm_up(model)
+        self.memory.load_begins(entry)
+        await self.commands.put(await load(model, self.load_timeout_s))
 
     async def _free(self, model: ModelRef) -> None:
         await self.commands.put(await unload(model, self.load_timeout_s))

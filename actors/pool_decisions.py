@@ -24,6 +24,7 @@ class Kind(enum.StrEnum):
     UNLOADED = "unloaded"  # on purpose
     LOST = "lost"  # its runtime let go of it
     PREFETCHED = "prefetched"
+    NOT_WARMED_UP = "not_warmed_up"  # it is in memory, and gave no first token
 
 
 @attrs.define

@@ -1,6 +1,7 @@
 """What is in memory: the models the pool moves, and what the runtimes say, which counts in the end.
 
 A model that somebody else loaded takes its bytes and its place like any other, and may be asked to go like any other.
+One of a runtime on another machine takes nothing here, whatever that says.
 """
 
 from __future__ import annotations
@@ -10,16 +11,19 @@ from collections.abc import Callable, Iterable
 from typing import Final
 
 import attrs
-import trio
 
 from actors.catalog import ModelRef, Residency
 from actors.kernel import Reply
 from actors.lease import Lease, RunnerOptions, Ticket
+from actors.pool_splits import UNSAID, Splits
+from actors.warm_up import WarmUp
 from engine.domain.generation import Clock
-from engine.domain.models import Loaded, ModelState
+from engine.domain.models import Loaded, MemoryUse, ModelState
 from policies.admission import Decided, PoolCaps, Wanted, admit
 from policies.eviction import Slot
+from policies.footprint import Footprint
 
+ELSEWHERE: Final = "it is on another machine, and takes no memory of this one"
 REMEMBERED_MAX: Final = 256  # models whose size, uses and moves are remembered; the longest untouched goes first
 USES_MAX: Final = 64  # times of use remembered of one model
 
@@ -32,16 +36,19 @@ class ModelStatus:
     resident_bytes: int | None
     leases: int
     last_used_us: int | None
+    vram_bytes: int | None = None  # of these, on GPUs
 
 
 @attrs.frozen
 class Standing:
-    """A model as the policies see it: its bytes (null: nobody tells), and what would be decided about it now."""
+    """A model as the policies see it: its bytes (null: nobody tells, or not of this machine), and what would be decided
+    about it now. `reason` is why it takes no memory here, null for one that may."""
 
     expected_bytes: int | None
     pinned: bool
     cools_for_ms: float
     now: Decided
+    reason: str | None = None
 
 
 @attrs.define(eq=False)
@@ -61,7 +68,8 @@ class Entry:
     room_for: set[str] = attrs.field(factory=set)  # models that must be out before its load may begin
     pinned: bool = False
     prefetched: bool = False
-    warming: trio.CancelScope = attrs.field(factory=trio.CancelScope)  # its first token, when nobody asked for it
+    warm_up: WarmUp | None = None  # while it runs
+    beside_vram_bytes: int | None = None  # what others had of GPUs when its load began; null before
     waiting: list[Lease] = attrs.field(factory=list)  # for the load to end
     unloads: list[Reply[int]] = attrs.field(factory=list)
 
@@ -69,6 +77,20 @@ class Entry:
     def leases(self) -> int:
         """Streams that hold it, or will when it is loaded."""
         return len(self.holders) + sum(lease.stream and not lease.ticket.abandoned for lease in self.waiting)
+
+    def warm(self, limit_s: float, begin: Callable[[WarmUp], None]) -> WarmUp:
+        """The warm-up under way, or a new one."""
+        if self.warm_up is None:
+            self.warm_up = WarmUp(self.ref)
+            begin(self.warm_up)
+        self.warm_up.allow(limit_s)
+        return self.warm_up
+
+    def stop_warm_up(self) -> None:
+        """Unless somebody waits for it: a request does as much for the model, and to unload it nothing is needed."""
+        if self.warm_up is not None and not any(ticket.warm_up is self.warm_up for ticket in self.holders):
+            self.warm_up.stop()
+            self.warm_up = None
 
 
 @attrs.define(eq=False)
@@ -89,6 +111,7 @@ class Memory:
     caps: PoolCaps
     clock: Clock
     listed: Callable[[str], ModelRef | None]
+    splits: Splits = attrs.field(init=False)
     entries: dict[str, Entry] = attrs.field(factory=dict)
     failures: dict[str, str] = attrs.field(factory=dict)
     _said: dict[str, Residency] = attrs.field(factory=dict)  # by the runtimes, the newest of each
@@ -97,22 +120,39 @@ class Memory:
     _moved_us: dict[str, int] = attrs.field(factory=dict)  # by runtime: when we last moved a model of it
     _traces: dict[str, Trace] = attrs.field(factory=dict)
 
+    def __attrs_post_init__(self) -> None:
+        self.splits = Splits(self.caps)
+
     def status(self, model: str) -> ModelStatus:
         entry = self.entries.get(model)
         if entry is None:
             for said in self._said.values():
                 if model in said.models:  # somebody else loaded it
-                    return ModelStatus(ModelState.READY, said.models[model], 0, None)
+                    use = said.models[model] if said.local else UNSAID
+                    return ModelStatus(ModelState.READY, use.size_bytes, 0, None, use.vram_bytes)
             state = ModelState.FAILED if model in self.failures else ModelState.ABSENT
-            return ModelStatus(state, 0, 0, None)
-        resident = 0 if entry.loaded is None else entry.loaded.resident_bytes
-        return ModelStatus(entry.state, resident, entry.leases, entry.last_used_us if entry.used else None)
+            return ModelStatus(state, 0, 0, None, 0)
+        used_us = entry.last_used_us if entry.used else None
+        if entry.loaded is None:
+            return ModelStatus(entry.state, 0, entry.leases, used_us, 0)
+        return ModelStatus(entry.state, entry.loaded.resident_bytes, entry.leases, used_us, entry.loaded.vram_bytes)
 
     @property
     def resident_bytes(self) -> int:
         """Of the models whose runtime says their size, ours and those that others loaded."""
+        return sum(status.resident_bytes or 0 for status in self._statuses())
+
+    @property
+    def vram_bytes(self) -> int:
+        """The part of `resident_bytes` that is on GPUs, as far as their runtimes say so; 0 where no GPU tells what it
+        has, since all counts as main memory there."""
+        if not self.caps.vram_budget_bytes:
+            return 0
+        return sum(status.vram_bytes or 0 for status in self._statuses())
+
+    def _statuses(self) -> Iterable[ModelStatus]:
         names = {*self.entries, *(name for said in self._said.values() for name in said.models)}
-        return sum(self.status(name).resident_bytes or 0 for name in names)
+        return (self.status(name) for name in names)
 
     @property
     def streams(self) -> int:
@@ -129,6 +169,7 @@ class Memory:
             pinned=mine is not None and mine.pinned,
             cools_for_ms=0.0 if mine is None else max(0, mine.cool_until_us - now_us) / 1000,
             now=admit(wanted, slots, self.streams, self.caps, now_us, self.hot([model.name])),
+            reason=None if model.runtime.local else ELSEWHERE,
         )
 
     def slots(self) -> list[Slot]:
@@ -136,6 +177,9 @@ class Memory:
         return [*(self._slot(name, entry) for name, entry in self.entries.items()), *self._others()]
 
     def _slot(self, name: str, entry: Entry) -> Slot:
+        use = self._use(entry)
+        size_bytes = self.expected_bytes(entry.ref) if use.size_bytes is None else use.size_bytes
+        vram_bytes, open_bytes = self.splits.of(entry.ref, size_bytes, use, entry.beside_vram_bytes)
         return Slot(
             name,
             entry.leases,
@@ -143,21 +187,32 @@ class Memory:
             loading=entry.state is ModelState.LOADING,
             leaving=entry.state is ModelState.UNLOADING,
             pinned=entry.pinned,
-            size_bytes=self._size_bytes(entry),
+            size_bytes=size_bytes,
             cool_until_us=self._cool_until_us(entry.loaded_us),
             stuck=entry.ref.runtime.name in self._silent,
+            vram_bytes=vram_bytes,
+            open_bytes=open_bytes,
         )
 
     def _others(self) -> Iterable[Slot]:
         for said in self._said.values():
             stuck = said.runtime in self._silent
-            for name, size_bytes in said.models.items():
+            for name, use in said.models.items():
                 ref, seen_us = self.listed(name), self._seen_us.get(name)
                 if name in self.entries or (ref is None and not stuck):
                     continue
-                known = self.expected_bytes(ref) if size_bytes is None and ref is not None else size_bytes
-                cool_until_us = self._cool_until_us(seen_us)
-                yield Slot(name, 0, seen_us or 0, size_bytes=known, cool_until_us=cool_until_us, stuck=stuck)
+                known = self.expected_bytes(ref) if use.size_bytes is None and ref is not None else use.size_bytes
+                vram_bytes, open_bytes = self.splits.of(ref, known, use)
+                yield Slot(
+                    name,
+                    0,
+                    seen_us or 0,
+                    size_bytes=known if said.local else None,
+                    cool_until_us=self._cool_until_us(seen_us),
+                    stuck=stuck,
+                    vram_bytes=vram_bytes,
+                    open_bytes=open_bytes,
+                )
 
     def _cool_until_us(self, loaded_us: int | None) -> int:
         return 0 if loaded_us is None else loaded_us + self.caps.cooldown_us
@@ -180,22 +235,32 @@ class Memory:
         for lease in leases:
             refs[lease.model.name] = lease.model
             streams[lease.model.name] = streams.get(lease.model.name, 0) + lease.stream
-        return [
-            Wanted(name, self.expected_bytes(ref), ref.info.size_bytes, streams[name]) for name, ref in refs.items()
-        ]
+        found = []
+        for name, ref in refs.items():
+            size_bytes = self.expected_bytes(ref)
+            _, open_bytes = self.splits.of(ref, size_bytes)
+            disk_bytes = ref.info.size_bytes if ref.runtime.local else None
+            found.append(Wanted(name, size_bytes, disk_bytes, streams[name], open_bytes))
+        return found
 
     def expected_bytes(self, ref: ModelRef) -> int | None:
         """What a model will take: what its runtime said the last time, else an estimate by its size on disk. Null: its
-        runtime tells neither."""
+        runtime tells neither, or is on another machine."""
+        if not ref.runtime.local:
+            return None
         trace = self._traces.get(ref.name)
         if trace is not None and trace.reported is not None and trace.reported[0] == ref.info.size_bytes:
             return trace.reported[1]
         return self.caps.estimate_bytes(ref.info.size_bytes)
 
-    def _size_bytes(self, entry: Entry) -> int | None:
-        if entry.loaded is not None and entry.loaded.resident_bytes is not None:
-            return entry.loaded.resident_bytes
-        return self.expected_bytes(entry.ref)
+    def _use(self, entry: Entry) -> MemoryUse:
+        """What its runtime said of it, as long as it is there."""
+        if entry.loaded is not None:
+            return MemoryUse(entry.loaded.resident_bytes, entry.loaded.vram_bytes)
+        said = self._said.get(entry.ref.runtime.name)
+        if said is None or not said.local or entry.state is not ModelState.UNLOADING:
+            return UNSAID
+        return said.models.get(entry.ref.name, UNSAID)  # somebody else had loaded it
 
     # ── what is remembered ──
 
@@ -219,10 +284,30 @@ class Memory:
         }
         return {name: count for name, count in counts.items() if count}
 
+    def loaded(self, entry: Entry, loaded: Loaded) -> Loaded:
+        """A load has ended well: what the model takes of this machine's memory."""
+        if not entry.ref.runtime.local:
+            loaded = attrs.evolve(loaded, resident_bytes=None, vram_bytes=None)
+        entry.loaded, entry.state = loaded, ModelState.READY
+        self.told_size(entry)
+        if entry.cold is not False:
+            beside_bytes = max(entry.beside_vram_bytes or 0, self._vram_beside(entry))
+            self.splits.learn(entry.ref, loaded, beside_bytes)
+        return loaded
+
+    def load_begins(self, entry: Entry) -> None:
+        """Its runtime looks for room now."""
+        entry.beside_vram_bytes = self._vram_beside(entry)
+
     def told_size(self, entry: Entry) -> None:
         """Its runtime said what it takes."""
         if entry.loaded is not None and entry.loaded.resident_bytes is not None:
             self.trace(entry.ref.name).reported = (entry.ref.info.size_bytes, entry.loaded.resident_bytes)
+
+    def _vram_beside(self, entry: Entry) -> int:
+        """Bytes on GPUs that others have, or will."""
+        others = (slot for slot in self.slots() if slot.model != entry.ref.name)
+        return self.caps.budget.placed(Footprint.of(*others)).vram_bytes
 
     # ── what the runtimes say ──
 
@@ -243,6 +328,8 @@ class Memory:
         if residency.asked_us <= self._moved_us.get(residency.runtime, -1):
             return False  # we moved a model since: its memory has changed
         self._said[residency.runtime] = residency
+        if residency.gone:
+            self.splits.forget(residency.runtime)
         for name in residency.models:
             if held is not None and name not in held.models and name not in self.entries:
                 self._seen_us[name] = residency.asked_us
@@ -261,11 +348,21 @@ class Memory:
             if said.asked_us <= self._moved_us.get(said.runtime, -1):
                 continue
             if name in said.models:
-                entry.loaded = attrs.evolve(entry.loaded, resident_bytes=said.models[name])
+                use = said.models[name] if said.local else UNSAID
+                entry.loaded = attrs.evolve(entry.loaded, resident_bytes=use.size_bytes, vram_bytes=use.vram_bytes)
                 self.told_size(entry)
             elif entry.leases == 0:
+                entry.stop_warm_up()
                 gone.append(entry)
         return gone
+
+    def warmed_up(self, over: WarmUp) -> Entry | None:
+        """Whose warm-up this was; None for one that had given way."""
+        entry = self.entries.get(over.model.name)
+        if entry is None or entry.warm_up is not over:
+            return None
+        entry.warm_up = None
+        return entry
 
     def is_gone(self, runtime: str) -> bool:
         """It has no process any more, as far as we know."""

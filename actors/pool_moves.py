@@ -6,7 +6,6 @@ They raise nothing: an error is part of what is told, without the text of a bug.
 from __future__ import annotations
 
 import logging
-from typing import Final
 
 import attrs
 import trio
@@ -19,10 +18,7 @@ from engine.domain.errors import (
     ModelLoadTimeout,
     UpstreamTimeout,
 )
-from engine.domain.generation import GenerationRequest, Parameters
 from engine.domain.models import Loaded
-
-WARM_UP_S: Final = 10.0  # for the first token; a model that takes longer is in memory all the same
 
 logger = logging.getLogger("wf.pool")
 
@@ -64,20 +60,6 @@ async def load(model: ModelRef, timeout_s: float) -> LoadDone:
     return LoadDone(model.name, loaded, cold, error)
 
 
-async def warm_up(model: ModelRef) -> None:
-    """One real token of a model that is in memory, so that its first caller does not pay for what only the first pass
-    does. Fails nothing. Cancelled here: the runtime is stopped."""
-    asked = GenerationRequest(model.info.name, prompt="warm up", parameters=Parameters(max_tokens=1))
-    try:
-        with trio.move_on_after(WARM_UP_S):
-            async with model.runtime.generate(asked) as chunks:
-                async for chunk in chunks:
-                    if chunk.text or chunk.end is not None:
-                        return
-    except Exception as error:
-        logger.info("%s was loaded, but not warmed up: %s", model.name, type(error).__name__)
-
-
 async def unload(model: ModelRef, timeout_s: float) -> UnloadDone:
     """Cancelled here: whether it went is not known."""
     freed_bytes = 0
@@ -92,4 +74,4 @@ async def unload(model: ModelRef, timeout_s: float) -> UnloadDone:
     except Exception as caught:
         logger.error("unloading %s failed: %s", model.name, type(caught).__name__, exc_info=caught)
         error = InternalError(f"{model.name} could not be unloaded")
-    return UnloadDone(model.name, freed_bytes, error)
+    return UnloadDone(model.name, freed_bytes if model.runtime.local else 0, error)  # else freed on another machine

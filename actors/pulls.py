@@ -70,7 +70,7 @@ class Follower:
         pull = self._pull
         while pull.progress is self._shown:
             if pull.error is not None:
-                raise pull.error
+                raise pull.error.again()
             if pull.over:
                 return None
             await pull.changed.wait()
@@ -114,11 +114,11 @@ class ModelPulls:
             try:
                 return await self.catalog.resolve(name)
             except ModelNotFound as error:
-                missing = error.details.get("model", name)  # a member, where `name` is a council
-                if self.policy == "never" or self._puller(missing) is None:
+                missing = error.details.get("model")  # a member, where `name` is a council; none: it is no model at all
+                if missing is None or self.policy == "never" or self._puller(missing) is None:
                     raise
                 if not (explicit or self.policy == "auto"):
-                    hint = f"{error.message}; `wf pull {missing}` downloads it"
+                    hint = f"{error.message}; if it is to be had, `wf pull {missing}` downloads it"
                     raise ModelNotFound(hint, **error.details) from None
             await self.bring(missing)
         return self.catalog.find(name)

@@ -26,7 +26,7 @@ from engine.domain.errors import (
     UpstreamTruncated,
 )
 from engine.domain.generation import Chunk, GenerationEnd, GenerationRequest
-from engine.domain.models import Capability, Loaded, ModelInfo, Probe
+from engine.domain.models import Capability, Loaded, MemoryUse, ModelInfo, Probe
 from engine.domain.runtime import Runtime
 from policies.broker import BrokerMode, Occasion
 from policies.egress import ConnectionFigures, Permit
@@ -109,7 +109,7 @@ class SatelliteRuntime:
             for model in self.models
         )
 
-    async def resident(self) -> Mapping[str, int | None] | None:
+    async def resident(self) -> Mapping[str, MemoryUse] | None:
         """None: there is nothing of it in memory here."""
         await trio.lowlevel.checkpoint()
         return None

@@ -21,11 +21,18 @@ from actors.stream import Timeouts
 from actors.transcript import Transcript
 from engine.domain.energy import EnergyParams
 from engine.domain.ensemble import EnsembleParams
-from engine.domain.errors import EngineError, InternalError, Overloaded, SessionNotFound, UpstreamTruncated
+from engine.domain.errors import (
+    EngineError,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    SessionNotFound,
+    UpstreamTruncated,
+)
 from engine.domain.events import AnswerResumed, ModelChanged, SessionClosed, SessionOpened, SessionSignal
 from engine.domain.generation import Clock, EndReason, GenerationEnd, GenerationRequest, Origin, Seam, StreamRef
 from engine.domain.models import ModelState
-from engine.domain.runtime import ForwardRequest
+from engine.domain.runtime import Checker, ForwardRequest
 
 RETRY_AFTER_S: Final = 1
 RETOLD_US: Final = 5_000_000  # ends this recent may still have been in the mailboxes of a stage that crashed
@@ -54,6 +61,29 @@ class SessionRequest:
     def models(self) -> tuple[str, ...]:
         """The public names of those who are asked."""
         return (self.model.name,) if self.model.seats is None else tuple(m.name for m in self.model.seats.members)
+
+    @property
+    def here(self) -> tuple[ModelRef, ...]:
+        """Those of them that take turns in the pool."""
+        asked = (self.model,) if self.model.seats is None else self.model.seats.members
+        return tuple(model for model in asked if not model.satellite)
+
+    def refuse_unanswerable(self) -> None:
+        """Raises InvalidRequest where none of those who are asked can do what is asked, as far as they know that
+        without a model in memory. What is forwarded, its runtime judges itself."""
+        if self.forward is not None:
+            return
+        refusals = []
+        for model in (self.model,) if self.model.seats is None else self.model.seats.members:
+            if not isinstance(model.runtime, Checker):
+                return
+            try:
+                model.runtime.check(attrs.evolve(self.request, model=model.info.name))
+            except InvalidRequest as refusal:
+                refusals.append(refusal)
+            else:
+                return
+        raise refusals[0]
 
     @property
     def dropped_models(self) -> tuple[str, ...]:
@@ -301,6 +331,7 @@ class Session:
             prompt_tokens_dropped=0 if end is None else end.prompt_tokens_dropped,
             eval_count=None if end is None else end.eval_count,
             resumed=self._work.answer.stream.resumed,
+            asked=self._work.answer.state == STREAMING,
         )
 
 
@@ -337,8 +368,8 @@ class SessionTable:
         return len(self._live)
 
     def start(self, asked: SessionRequest) -> Session:
-        """A new session, running at once. Raises Overloaded when too many are alive or the engine is stopping, and what
-        `admit` raises."""
+        """A new session, running at once. Raises Overloaded when too many are alive or the engine is stopping, what
+        `admit` raises, and as SessionRequest.refuse_unanswerable and PoolHandle.refuse_impossible."""
         self.prune()
         if self._closing or self._nursery is None:
             raise Overloaded("the engine is stopping", retry_after_s=RETRY_AFTER_S)
@@ -349,6 +380,8 @@ class SessionTable:
                 retry_after_s=RETRY_AFTER_S,
             )
         asked = self.admit(asked)
+        asked.refuse_unanswerable()
+        self.pool.refuse_impossible(asked.here)
         if self.pin_runner_options and asked.request.runner_options:
             self.runner_options_dropped += 1
             asked = attrs.evolve(asked, request=attrs.evolve(asked.request, runner_options={}))

@@ -150,13 +150,16 @@ class ModelStream:
         assert isinstance(self.runtime, Forwarder)
         end: GenerationEnd | None = None
         asked_s = trio.current_time()
+        if asked.at_once:
+            self._patience.deadline = math.inf  # how long such an answer may take, the runtime says
         async with self.runtime.forward(asked) as answer:
             waited_ms = 1000 * (trio.current_time() - asked_s)
             await self._hand_on(Begun(waited_ms, answer.status, answer.content_type, answer.retry_after))
             while (read := await self._next(answer.reads)) is not None:
                 self._is_whole(read.ends_body)
                 await self._take(read.chunks, (read,))
-                end = next((chunk.end for chunk in read.chunks if chunk.end is not None), end)
+                for chunk in read.chunks:
+                    end = chunk.end or end
             self._is_whole(True)
             if answer.status != 200:
                 raise _refused(self.runtime.name, answer.status)
@@ -166,11 +169,13 @@ class ModelStream:
     async def _next(self, items: AsyncIterator[T]) -> T | None:
         """The next item, None at the end. Once one had to be waited for, nothing is piled up any more; its own gap
         still holds the time that we were held up."""
-        if not self._behind:
-            return await anext(items, None)
-        began = trio.current_time()
-        item = await anext(items, None)
-        self._waited = trio.current_time() - began >= CAUGHT_UP_S
+        began = trio.current_time() if self._behind else 0.0
+        try:
+            item: T | None = await items.__anext__()  # `anext` with a default makes an object that passes each step on
+        except StopAsyncIteration:
+            item = None
+        if self._behind:
+            self._waited = trio.current_time() - began >= CAUGHT_UP_S
         return item
 
     def _is_whole(self, whole: bool) -> None:
@@ -192,7 +197,8 @@ class ModelStream:
         if self.reply is not None:
             for item in items:
                 await self._hand_on(item)
-        await self._pass_on([token for chunk in chunks for token in self._tokens(chunk, throttled)])
+        if chunks:
+            await self._pass_on([token for chunk in chunks for token in self._tokens(chunk, throttled)])
         if unsound:
             raise UpstreamProtocolError(f"{self.runtime.name} sent text that is not valid Unicode")
 

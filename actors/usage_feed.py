@@ -36,10 +36,15 @@ class _Session:
     def was_asked(self, stream_id: str) -> bool:
         """Of a council. One that the others made needless before its turn came costs nobody anything; one that was not
         let in failed, and a failure counts."""
-        if stream_id in self.started or self.tokens.get(stream_id):
+        if self.was_let_in(stream_id):
             return True
         ended = self.ended.get(stream_id)
-        return ended is not None and (ended.cut is None or ended.tokens > 0)
+        return ended is not None and ended.cut is None
+
+    def was_let_in(self, stream_id: str) -> bool:
+        """Of a council: its model was at hand."""
+        ended = self.ended.get(stream_id)
+        return stream_id in self.started or bool(self.tokens.get(stream_id) or (ended is not None and ended.tokens))
 
 
 @attrs.define(eq=False)
@@ -117,7 +122,7 @@ class UsageFeed:
 
 
 def _alone(session: _Session, ref: StreamRef, closed: SessionClosed, day: str) -> UsageRecord:
-    """The model counts its tokens itself where it can."""
+    """The model counts its tokens itself where it can. One that was never asked read nothing, and took no time."""
     runtime, local = session.places[ref.stream_id]
     return UsageRecord(
         day=day,
@@ -126,10 +131,10 @@ def _alone(session: _Session, ref: StreamRef, closed: SessionClosed, day: str) -
         runtime=runtime,
         local=local,
         synthetic=session.opened.synthetic,
-        tokens_in=closed.prompt_tokens,
+        tokens_in=closed.prompt_tokens if closed.asked else 0,
         tokens_out=closed.tokens if closed.eval_count is None else closed.eval_count,
         ttft_ms=closed.ttft_ms,
-        duration_ms=closed.duration_ms,
+        duration_ms=closed.duration_ms if closed.asked else None,
         reason=closed.reason.value,
         fallback=session.fallback,
     )
@@ -139,6 +144,7 @@ def _in_council(session: _Session, ref: StreamRef, closed: SessionClosed, day: s
     """Of each of its models only what is told of it alone."""
     runtime, local = session.places[ref.stream_id]
     ended = session.ended.get(ref.stream_id)
+    let_in = session.was_let_in(ref.stream_id)
     return UsageRecord(
         day=day,
         agent=session.agent,
@@ -146,10 +152,10 @@ def _in_council(session: _Session, ref: StreamRef, closed: SessionClosed, day: s
         runtime=runtime,
         local=local,
         synthetic=session.opened.synthetic,
-        tokens_in=None if ended is None else ended.prompt_tokens,
+        tokens_in=(None if ended is None else ended.prompt_tokens) if let_in else 0,
         tokens_out=_spoken(session, ref, ended),
         ttft_ms=None if ended is None else ended.ttft_ms,
-        duration_ms=None if ended is None else ended.duration_ms,
+        duration_ms=ended.duration_ms if ended is not None and let_in else None,
         reason=(closed if ended is None else ended).reason.value,
         fallback=session.fallback,
     )

@@ -31,7 +31,7 @@ from engine.config import policies_of
 from engine.core import Core
 from engine.domain.ensemble import EnsembleMeter
 from engine.domain.generation import Chunk, Clock, GenerationRequest, Origin, TokenLogprob, TopEntry
-from engine.domain.models import Capability, Loaded, ModelInfo, Probe, Tier
+from engine.domain.models import Capability, Loaded, MemoryUse, ModelInfo, Probe, Tier
 from engine.domain.synthesis import CouncilMethod, MemberAnswer, MemberState, choose
 from engine.settings import Settings
 from policies.tiers import TierChoice
@@ -101,8 +101,8 @@ class PacedRuntime:
         able = (Capability.COMPLETION, Capability.LOGPROBS)
         return tuple(ModelInfo(model, self.name, 1000, capabilities=able) for model in MODELS)
 
-    async def resident(self) -> dict[str, int | None]:
-        return dict.fromkeys(MODELS, 1000)
+    async def resident(self) -> dict[str, MemoryUse]:
+        return dict.fromkeys(MODELS, MemoryUse(1000))
 
     async def load(self, model: str) -> Loaded:
         return Loaded(resident_bytes=1000, load_ms=0.0)

@@ -35,7 +35,7 @@ from engine.satellites import connections_kept, open_broker, with_satellites
 from engine.schemas import read_schemas
 from engine.services import LocalServices, offers_of, open_services
 from engine.settings import Settings
-from engine.state import EngineAddress, StateFolder, open_state, ram_total_bytes, write_address
+from engine.state import EngineAddress, StateFolder, open_state, ram_total_bytes
 from engine.store import FILE_NAME, Database
 from engine.usage_store import SqliteUsage
 from policies.access import AccessRules, loopback_rules
@@ -149,6 +149,7 @@ async def running(
         http_listener,
         _rules(settings, http_port, http_port, folder.token),
         _http_limits(settings),
+        frames_url=_url("ws", settings.ws_host, ws_port) + "/ws",
     )
     endpoint = FrameEndpoint(
         core.hub, ws_listener, _rules(settings, ws_port, http_port, folder.token), _frame_limits(settings)
@@ -169,7 +170,7 @@ async def running(
         await nursery.start(http.run)
         await services.start(nursery)
         await nursery.start(discovery.run)
-        await trio.to_thread.run_sync(_publish, folder, address, port_file)
+        await trio.to_thread.run_sync(folder.publish, address.http, address.ws, address.services, port_file)
         notes: tuple[str, ...] = (*(() if tier.warning is None else (tier.warning,)), *services.problems)
         if settings.allow_remote:
             notes += ("other machines may connect with a key; name this machine in allowed_hosts for them",)
@@ -229,12 +230,6 @@ def _settle_gc() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)
-
-
-def _publish(folder: StateFolder, address: EngineAddress, port_file: Path | None) -> None:
-    folder.publish(address.http, address.ws, address.services)
-    if port_file is not None:
-        write_address(port_file, address)
 
 
 def handles(

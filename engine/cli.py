@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = build_parser()
     if not words or (words[0].startswith("-") and words[0] not in ("-h", "--help")):
         words.insert(0, "serve")
-    args = parser.parse_args(words)
+    args = parser.parse_args(_council_first(words))
     try:
         return int(args.do(args))
     except KeyboardInterrupt:
@@ -44,6 +44,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_INTERRUPTED if interrupted else _told(caught, debug=getattr(args, "log_level", None) == "debug")
     except Exception as caught:
         return _told(caught, debug=getattr(args, "log_level", None) == "debug")
+
+
+def _council_first(words: list[str]) -> list[str]:
+    """`run --council a,b PROMPT` is `run council:a+b PROMPT`: argparse knows no option that stands for a positional."""
+    if words[0] != "run":
+        return words
+    for at, word in enumerate(words):
+        name, equals, members = word.partition("=")
+        if name == "--council" and (equals or at + 1 < len(words)):
+            rest = [*words[1:at], *words[at + (1 if equals else 2) :]]
+            return ["run", "council:" + (members or words[at + 1]).replace(",", "+"), *rest]
+        if word == "--":
+            break
+    return words
 
 
 def _reader_gone() -> int:
@@ -130,6 +144,7 @@ def _serve_flags(parser: argparse.ArgumentParser) -> None:
 def _run_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", metavar="MODEL", help="for example embedded/lexicon")
     parser.add_argument("prompt", metavar="PROMPT", help="what to ask; - reads it from standard input")
+    parser.add_argument("--council", metavar="A,B,…", help="ask these models together, instead of MODEL")
     _engine_flags(parser)
     parser.add_argument("--temperature", type=float, metavar="0-2")
     parser.add_argument("--top-p", type=float, metavar="0-1")

@@ -72,8 +72,12 @@ class EngineClient:
                     raise UpstreamProtocolError("the engine sent an endless line")
 
     def model(self, name: str) -> dict[str, Any]:
-        """What `/models` says of one model; `:latest` may be left out. Raises ModelNotFound with the nearest name."""
-        models: list[dict[str, Any]] = self.get("/models")["models"]
+        """What `/models` says of one model; `:latest` may be left out. Raises ModelNotFound with the nearest name, or
+        with what to do about a council."""
+        listing = self.get("/models")
+        models: list[dict[str, Any]] = listing["models"]
+        if any(council["name"] == name for council in listing.get("virtual", ())):
+            raise ModelNotFound(f"{name} is a council, no model of its own; `wf models` lists its members")
         for model in models:
             if name in (model["name"], f"{model['runtime']}/{model['name']}") or model["name"] == f"{name}:latest":
                 return model
@@ -121,5 +125,9 @@ def _body(response: httpx.Response) -> Any:
     if response.status_code >= 400:
         error = body.get("error", {}) if isinstance(body, dict) else {}
         said = error.get("message", response.status_code) if isinstance(error, dict) else error  # Ollama's are a text
+        code = error.get("code") if isinstance(error, dict) else None
+        # The engine is there, what it streams from is not. An error in Ollama's shape has no code.
+        if code == RuntimeUnavailable.code or (code is None and response.status_code == RuntimeUnavailable.status):
+            raise RuntimeUnavailable(str(said))
         raise RemoteError(response.status_code, str(said))
     return body

@@ -182,13 +182,20 @@ def model_lines(model: dict[str, Any]) -> list[str]:
         "modified": model["modified_at"],
         "digest": model["digest"],
         "can do": ", ".join(model["capabilities"]),
-        "pace": _figure("{:.1f} tok/s", model["tps"]),
-        "first token": _figure("{:.0f} ms", model["ttft_ms"]),
+        "pace": _aimed("{:.1f} tok/s", model["against_tier"]["tps"]),
+        "first token": _aimed("{:.0f} ms", model["against_tier"]["ttft_warm_ms"]),
+        "first token, cold": _aimed("{:.0f} ms", model["against_tier"]["ttft_cold_ms"]),
         "last used": model["last_used"],
         **{name.replace("_", " "): _plain(value) for name, value in model["details"].items()},
     }
     width = max(len(name) for name in facts)
     return [model["name"], *(f"  {name.ljust(width)}  {value}" for name, value in facts.items() if value)]
+
+
+def _aimed(form: str, held: dict[str, Any]) -> str | None:
+    """A figure as measured, with the tier's aim where it misses that."""
+    aim = f", slower than the tier's {form.format(held['aim'])}" if held["missed"] else ""
+    return None if held["measured"] is None else form.format(held["measured"]) + aim
 
 
 def why_lines(body: dict[str, Any]) -> list[str]:
@@ -200,16 +207,34 @@ def why_lines(body: dict[str, Any]) -> list[str]:
     kept = ["pinned"] * body["pinned"] + [f"used by {body['leases']}"] * bool(body["leases"])
     if body["cools_for_ms"]:
         kept.append(f"not evicted for another within {body['cools_for_ms'] / 1000:.0f} s")
-    budget = memory["ram_budget_bytes"] + memory["vram_budget_bytes"]
     return [
         f"{body['model']}: {body['state']}" + (f" ({', '.join(kept)})" if kept else ""),
         f"  asked for now, it {outlook[now['outcome']]}{evict}{reason}",
-        f"  takes {size(body['expected_bytes'])}; models have {size(memory['used_bytes'])} of {size(budget)}",
+        f"  takes {size(body['expected_bytes'])}; models have {_used(memory)}",
+        *_missed_lines(body["against_tier"]),
         *(f"  {place['position']}. in the queue: {place['reason']}" for place in body["waiting"]),
         "",
         *(_decision_line(decision) for decision in body["decisions"]),
         *([] if body["decisions"] else ["nothing was decided about it yet"]),
     ]
+
+
+def _used(memory: dict[str, Any]) -> str:
+    """Of each memory there is a budget of."""
+    ram = f"{size(memory['used_ram_bytes'])} of {size(memory['ram_budget_bytes'])}"
+    if not memory["vram_budget_bytes"]:
+        return ram
+    return f"{ram} main memory and {size(memory['used_vram_bytes'])} of {size(memory['vram_budget_bytes'])} GPU memory"
+
+
+def _missed_lines(against_tier: dict[str, Any]) -> list[str]:
+    """One of each figure that misses what the tier aims at."""
+    figures = (
+        ("pace", "{:.1f} tok/s", against_tier["tps"]),
+        ("first token", "{:.0f} ms", against_tier["ttft_warm_ms"]),
+        ("first token with its load", "{:.0f} ms", against_tier["ttft_cold_ms"]),
+    )
+    return [f"  {name}: {_aimed(form, held)}" for name, form, held in figures if held["missed"]]
 
 
 def _decision_line(decision: dict[str, Any]) -> str:

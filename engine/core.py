@@ -44,7 +44,7 @@ from engine.domain.runtime import Runtime
 from engine.domain.telemetry import Telemetry
 from engine.hardware import ram_is_short
 from engine.satellites import broker_of, discovered_only, fallback_rules
-from engine.settings import Settings, council_specs
+from engine.settings import Settings, TimeoutSettings, council_specs
 from engine.store import Database
 from engine.usage_store import SqliteUsage
 from policies.admission import PoolCaps, budgets
@@ -116,7 +116,7 @@ class Core:
         frames, frames_in = mailbox[Frame]("frames", hub.MAILBOX_FRAMES)
         caps = _caps(settings, tier, limits)
         callers_max = settings.limits.connections_max + settings.limits.connections_reserve
-        pool = _pool(caps, callers_max, clock, settings.timeouts.load_s, signals.fork())
+        pool = _pool(caps, callers_max, clock, settings.timeouts, signals.fork())
         catalog = Catalog(runtimes, clock, pool.see, starting)
         pool.pool.listed = catalog.listed
         ledger = LedgerHandle.of(usage or SqliteUsage(Database(), policies.prices.table()))
@@ -300,24 +300,27 @@ def client_limits(settings: Settings) -> dict[str, Any]:
 
 
 def _caps(settings: Settings, tier: TierChoice, limits: TierLimits) -> PoolCaps:
+    ram_bytes, vram_bytes = budgets(tier.ram_bytes, tier.vram_bytes, limits.ram_budget_bytes, limits.vram_budget_bytes)
     return PoolCaps(
         settings.limits.streams_max,
         settings.limits.queued_max,
         limits.max_parallel_models,
         limits.max_loaded_models,
-        sum(budgets(tier.ram_bytes, tier.vram_bytes, limits.ram_budget_bytes, limits.vram_budget_bytes)),
+        ram_bytes,
         limits.max_model_size_bytes,
         settings.pool.size_overhead,
         round(settings.pool.cooldown_s * 1e6),
         settings.pool.cooldown_against == "all",
+        vram_bytes,
     )
 
 
 def _pool(
-    caps: PoolCaps, callers_max: int, clock: Clock, load_timeout_s: float, news: Outlet[SessionSignal]
+    caps: PoolCaps, callers_max: int, clock: Clock, limits: TimeoutSettings, news: Outlet[SessionSignal]
 ) -> PoolHandle:
     commands, inlet = mailbox[Command]("pool", mailbox_capacity(caps, callers_max))
-    return PoolHandle(ModelPool(inlet, commands, caps, clock, load_timeout_s, news), commands)
+    pool = ModelPool(inlet, commands, caps, clock, limits.load_s, news, first_token_s=limits.first_token_s)
+    return PoolHandle(pool, commands)
 
 
 def _providers(

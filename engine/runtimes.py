@@ -77,8 +77,9 @@ async def runtimes_for(settings: Settings, clock: Clock, environ: Mapping[str, s
 
         found["synthetic"] = SyntheticRuntime(clock, settings.synthetic)
     if settings.ollama.enabled:
-        daemon = await _daemon(settings, environ, limits)
-        address, hint = ollama_address(settings, environ), partial(_ollama_hint, daemon)
+        address = ollama_address(settings, environ)
+        daemon = await _daemon(settings, environ, limits, address)
+        hint = partial(_ollama_hint, daemon)
         found["ollama"] = _ollama(settings, clock, pools, address, hint)
         for number, url in enumerate(settings.ollama.more, start=2):
             found[f"ollama{number}"] = _ollama(settings, clock, pools, url, lambda: START_OLLAMA, f"ollama{number}")
@@ -180,13 +181,15 @@ def _ollama(
     return OllamaRuntime(clock, url, name, transport=pool, keep_alive=seconds_or_text, permit=permit, hint=hint)
 
 
-async def _daemon(settings: Settings, environ: Mapping[str, str], limits: TierLimits) -> OllamaDaemon | None:
+async def _daemon(
+    settings: Settings, environ: Mapping[str, str], limits: TierLimits, address: str
+) -> OllamaDaemon | None:
     if not settings.ollama.spawn:
         return None
     from transport.runtimes.daemon import OllamaDaemon, find_ollama
 
     return OllamaDaemon(
-        ollama_address(settings, environ),
+        address,
         await trio.to_thread.run_sync(find_ollama, environ),
         environ,
         max_loaded=limits.max_loaded_models,

@@ -28,7 +28,7 @@ from engine.state import EngineAddress, read_engine
 from transport.listen import open_listener
 
 LOG, PID = "services.log", "services.pid"  # in the state folder
-READY_S: Final = 30.0  # for an engine to start and its services to answer
+READY_S: Final = 60.0  # for an engine to start and its services to answer: a second or two, on a busy machine many
 STOP_S: Final = 10.0  # an engine takes 5 s at most
 POLL_S: Final = 0.05
 HEALTH_S: Final = 5.0  # /health itself waits up to 3 s for runtimes to be asked

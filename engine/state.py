@@ -1,7 +1,7 @@
 """The state folder: who holds it, the token of this start, and where the engine listens.
 
     lock         flock held while the engine lives; its text is the holder's pid
-    token        64 hex digits, new at every start
+    token        64 hex digits, new at every start, gone with it
     engine.json  {"pid", "http", "ws", "services"}, written once everything listens
 
 Everything here is plain blocking code on small files (milliseconds, as long as the disk answers): inside the event loop
@@ -66,26 +66,36 @@ class StateFolder:
     token: str = attrs.field(repr=False)
     _folder_fd: int
     _lock_fd: int
+    _port_file: Path | None = None
     _closed: bool = False
 
-    def publish(self, http: str, ws: str, services: Mapping[str, str] | None = None) -> EngineAddress:
-        """Write engine.json, so that other programs of this user find the engine. Raises ConfigError."""
+    def publish(
+        self, http: str, ws: str, services: Mapping[str, str] | None = None, port_file: Path | None = None
+    ) -> EngineAddress:
+        """Write engine.json, so that other programs of this user find the engine, and the same to `port_file`.
+        Raises ConfigError."""
         address = EngineAddress(os.getpid(), http, ws, dict(services or {}))
         with _explained(self.path):
             _write_atomic(ENGINE, _encode(address), self._folder_fd)
+        if port_file is not None:
+            write_address(port_file, address)
+            self._port_file = port_file
         return address
 
     def close(self) -> None:
-        """Remove engine.json if it is ours and let the folder go. Safe to call twice."""
+        """Remove what this start wrote, as far as it is still ours, and let the folder go. Safe to call twice."""
         if self._closed:
             return
         self._closed = True
         try:
-            address = _decode(_read_at(ENGINE, self._folder_fd))
-            if address is not None and address.pid == os.getpid():
-                os.unlink(ENGINE, dir_fd=self._folder_fd)
-        except OSError:
-            pass  # a read-only or full disk: the lock is gone with us, so nobody believes the file
+            with contextlib.suppress(OSError):  # a read-only disk: the lock goes with us, so nobody believes the files
+                os.unlink(TOKEN, dir_fd=self._folder_fd)
+            with contextlib.suppress(OSError):
+                if _is_ours(_read_at(ENGINE, self._folder_fd)):
+                    os.unlink(ENGINE, dir_fd=self._folder_fd)
+            with contextlib.suppress(OSError):
+                if self._port_file is not None and _is_ours(self._port_file.read_bytes()):
+                    self._port_file.unlink()
         finally:
             os.close(self._lock_fd)
             os.close(self._folder_fd)
@@ -135,6 +145,11 @@ def read_engine(path: Path) -> EngineAddress | None:
         return None
     finally:
         os.close(folder_fd)
+
+
+def _is_ours(data: bytes) -> bool:
+    address = _decode(data)
+    return address is not None and address.pid == os.getpid()
 
 
 def write_address(path: Path, address: EngineAddress) -> None:

@@ -1,23 +1,25 @@
 """May models be used now, alone or together? Pure decisions of the model pool; the pool carries them out.
 
-Three things decide, in this order. The byte budget: what is in memory and what is asked for must fit, by the sizes that
-runtimes report, and by the size on disk times an overhead until they do. The counts: streams, models in use, models in
+Three things decide, in this order. The byte budgets of main memory and of GPUs: what is in memory and what is asked for
+must fit both, by the sizes that runtimes report, and by the size on disk times an overhead until they do; how a model
+of which nobody has said where it is counts, policies/footprint tells. The counts: streams, models in use, models in
 memory. And the largest model that the tier takes. What can never be is refused with its numbers; what is only in use at
 the moment is waited for.
 
-A model of a runtime that neither loads nor tells what is in its memory has no size (null): it counts as nothing there,
-and only as a model in use.
+A model of a runtime on another machine, or of one that neither loads nor tells what is in its memory, has no size
+(null): it counts as nothing there, and only as a model in use.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 import attrs
 
 from engine.domain.errors import EngineError, InsufficientMemory, TierLimitExceeded
 from policies.eviction import Slot, evictable, victims
+from policies.footprint import Budget, Footprint
 
 SIZE_OVERHEAD: Final = 1.2  # what a model takes in memory, by its size on disk: weights, context and buffers
 
@@ -27,18 +29,24 @@ Numbers = Mapping[str, int | float | None]  # named with their units; nothing bu
 @attrs.frozen
 class PoolCaps:
     """Ceilings in force: concurrent streams, streams waiting, distinct models in use, models in memory; the bytes they
-    may take together and the largest one on disk (null: not limited). `spares_all`: a model that cools is not evicted
-    for any other; else only not for one that was itself evicted less than a cool-down ago, which would be thrashing."""
+    may take of main memory and the largest one on disk (null: not limited), and the bytes on GPUs (0: without one that
+    tells). `spares_all`: a model that cools is not evicted for any other; else only not for one that was itself evicted
+    less than a cool-down ago, which would be thrashing."""
 
     streams_max: int
     queued_max: int
     parallel_models_max: int
     loaded_models_max: int
-    budget_bytes: int | None = None
+    ram_budget_bytes: int | None = None
     model_bytes_max: int | None = None
     size_overhead: float = SIZE_OVERHEAD
     cooldown_us: int = 0
     spares_all: bool = True
+    vram_budget_bytes: int = 0
+
+    @property
+    def budget(self) -> Budget:
+        return Budget(self.ram_budget_bytes, self.vram_budget_bytes)
 
     def estimate_bytes(self, disk_bytes: int | None) -> int | None:
         """What a model should take in memory, before its runtime says so."""
@@ -48,12 +56,17 @@ class PoolCaps:
 @attrs.frozen
 class Wanted:
     """A model somebody wants: its size in memory as far as it is known, its size on disk, and for how many streams
-    (0: only into memory)."""
+    (0: only into memory). So many `open_bytes` may go onto GPUs, the rest goes into main memory."""
 
     model: str
     size_bytes: int | None = 0
     disk_bytes: int | None = None
     streams: int = 1
+    open_bytes: int = 0
+
+    @property
+    def footprint(self) -> Footprint:
+        return Footprint.split(self.size_bytes or 0, open_bytes=self.open_bytes)
 
 
 @attrs.frozen
@@ -91,8 +104,7 @@ def figures_of(error: EngineError) -> Numbers:
 def budgets(ram_bytes: int | None, vram_bytes: int | None, ram_budget: int, vram_budget: int) -> tuple[int, int]:
     """The bytes that models may take in main memory and on GPUs, by what the machine has (`ram_bytes` null: not known)
     and what the tier allows. Memory that is not there is not given away, whatever the tier says: without a GPU
-    (`vram_bytes` null) main memory alone decides. The pool holds models against the sum of both, since runtimes split a
-    model between them and report one size."""
+    (`vram_bytes` null) main memory alone decides."""
     ram = ram_budget if ram_bytes is None else min(ram_budget, ram_bytes)
     return ram, 0 if vram_bytes is None else min(vram_budget, vram_bytes)
 
@@ -120,14 +132,11 @@ def admit(
     if any(slot.leaving for slot in slots if slot.model in names):
         return Wait("the model is being unloaded")
     missing = _missing(wanted, slots)
-    if not any(model.size_bytes is not None for model in missing):
+    if not missing:
         return Admit()
-    surplus_models, surplus_bytes = _surplus(missing, slots, caps)
     others = [slot for slot in slots if slot.model not in names]
-    evict = victims(evictable(others, now_us, hot), surplus_models, surplus_bytes)
-    if evict is not None:
-        return Admit(evict)
-    return _no_room(missing, others, slots, caps, now_us, too_many_bytes=surplus_bytes > 0)
+    evict = victims(evictable(others, now_us, hot), _enough(missing, slots, caps))
+    return _no_room(missing, others, slots, caps, now_us) if evict is None else Admit(evict)
 
 
 def beyond(wanted: Sequence[Wanted], slots: Sequence[Slot], caps: PoolCaps) -> EngineError | None:
@@ -147,7 +156,7 @@ def beyond(wanted: Sequence[Wanted], slots: Sequence[Slot], caps: PoolCaps) -> E
     ):
         if count > most:
             return TierLimitExceeded(f"{count} {what} at once, and {most} are allowed", wanted=count, limit=most)
-    missing = [model for model in _missing(wanted, slots) if model.size_bytes is not None]
+    missing = _missing(wanted, slots)
     if not missing:
         return None
     names = {model.model for model in wanted}
@@ -161,14 +170,11 @@ def beyond(wanted: Sequence[Wanted], slots: Sequence[Slot], caps: PoolCaps) -> E
             pinned=len(pinned),
             limit=caps.loaded_models_max,
         )
-    needed = sum(m.size_bytes or 0 for m in missing) + sum(slot.size_bytes or 0 for slot in stay)
-    kept = sum(slot.size_bytes or 0 for slot in pinned)
-    if caps.budget_bytes is None or needed + kept <= caps.budget_bytes:
+    needed, kept = Footprint.of(*missing, *stay), Footprint.of(*pinned)
+    if caps.budget.fits(Footprint.of(*missing, *stay, *pinned), Footprint.of(*missing)):
         return None
-    besides = f", of which pinned models keep {_gb(kept)}" if kept else ""
     return InsufficientMemory(
-        f"{_and(m.model for m in missing)} would take {_gb(needed)} of memory, and the budget is "
-        f"{_gb(caps.budget_bytes)}{besides}",
+        f"{_and(model.model for model in missing)} would take {_too_much(needed, kept, caps)}",
         **memory(needed, slots, names, caps),
     )
 
@@ -202,30 +208,51 @@ def makes_way(wanted: Sequence[Wanted], slots: Sequence[Slot], streams: int, cap
     names = {model.model for model in wanted}
     others = [s for s in slots if s.counted and not (s.pinned or s.stuck) and s.model not in names]
     others.sort(key=lambda slot: (slot.leases > 0 or slot.loading, slot.last_used_us))
-    chosen = victims(others, *_surplus(_missing(wanted, slots), slots, caps))
+    chosen = victims(others, _enough(_missing(wanted, slots), slots, caps))
     return None if chosen is None else frozenset(chosen)
 
 
-def memory(needed_bytes: int, slots: Sequence[Slot], names: Collection[str], caps: PoolCaps) -> Numbers:
-    """The numbers of a decision on memory. `evictable_bytes` is what would be free if everything idle went."""
-    return {
-        "needed_bytes": needed_bytes,
-        "budget_bytes": caps.budget_bytes,
-        "used_bytes": sum(slot.size_bytes or 0 for slot in slots),
+def memory(needed: Footprint, slots: Sequence[Slot], names: Collection[str], caps: PoolCaps) -> Numbers:
+    """The numbers of a decision on memory. `evictable_bytes` is what would be free if everything idle went. Where there
+    is a budget of GPU memory the others are of both memories together, and each of them has its own."""
+    used = Footprint.of(*slots)
+    numbers = {
+        "needed_bytes": needed.size_bytes,
+        "budget_bytes": caps.budget.size_bytes,
+        "used_bytes": used.size_bytes,
         "evictable_bytes": sum(slot.size_bytes or 0 for slot in slots if slot.movable and slot.model not in names),
+    }
+    if not caps.vram_budget_bytes:
+        return numbers
+    needs, uses = caps.budget.placed(needed), caps.budget.placed(used)
+    return numbers | {
+        "needed_ram_bytes": needs.ram_bytes,
+        "needed_vram_bytes": needs.vram_bytes,
+        "used_ram_bytes": uses.ram_bytes,
+        "used_vram_bytes": uses.vram_bytes,
+        "ram_budget_bytes": caps.ram_budget_bytes,
+        "vram_budget_bytes": caps.vram_budget_bytes,
     }
 
 
 def _missing(wanted: Sequence[Wanted], slots: Sequence[Slot]) -> list[Wanted]:
+    """Those that must come into memory; not those that take none of ours."""
     here = {slot.model for slot in slots if not slot.leaving}
-    return [model for model in wanted if model.model not in here]
+    return [model for model in wanted if model.model not in here and model.size_bytes is not None]
 
 
-def _surplus(missing: Sequence[Wanted], slots: Sequence[Slot], caps: PoolCaps) -> tuple[int, int]:
-    """How many models and bytes would be too many with `missing` beside what is there; 0 or less: none."""
-    models = sum(slot.counted for slot in slots) + sum(model.size_bytes is not None for model in missing)
-    size_bytes = sum(slot.size_bytes or 0 for slot in slots if slot.counted) + sum(m.size_bytes or 0 for m in missing)
-    return models - caps.loaded_models_max, 0 if caps.budget_bytes is None else size_bytes - caps.budget_bytes
+def _enough(missing: Sequence[Wanted], slots: Sequence[Slot], caps: PoolCaps) -> Callable[[Sequence[Slot]], bool]:
+    """Is there room for `missing` beside what is there, once some of that has gone?"""
+    counted = [slot for slot in slots if slot.counted]
+    coming, taken = Footprint.of(*missing), Footprint.of(*counted, *missing)
+    models, budget = len(counted) + len(missing), caps.budget
+
+    def enough(gone: Sequence[Slot]) -> bool:
+        if models - len(gone) > caps.loaded_models_max:
+            return False
+        return budget.fits(taken.without(Footprint.of(*gone)), coming)
+
+    return enough
 
 
 def _busy(wanted: Sequence[Wanted], slots: Sequence[Slot], streams: int, caps: PoolCaps) -> Wait | None:
@@ -247,25 +274,22 @@ def _busy(wanted: Sequence[Wanted], slots: Sequence[Slot], streams: int, caps: P
 
 
 def _no_room(
-    missing: Sequence[Wanted],
-    others: Sequence[Slot],
-    slots: Sequence[Slot],
-    caps: PoolCaps,
-    now_us: int,
-    *,
-    too_many_bytes: bool,
+    missing: Sequence[Wanted], others: Sequence[Slot], slots: Sequence[Slot], caps: PoolCaps, now_us: int
 ) -> Wait:
-    needed = sum(model.size_bytes or 0 for model in missing)
-    names = {model.model for model in missing}
+    needed, names = Footprint.of(*missing), {model.model for model in missing}
+    counted = [slot for slot in slots if slot.counted]
     numbers = {
         **memory(needed, slots, names, caps),
-        "loaded_models": sum(slot.counted for slot in slots),
+        "loaded_models": len(counted),
         "loaded_models_max": caps.loaded_models_max,
     }
-    if too_many_bytes and caps.budget_bytes is not None:
-        full = f"{_gb(needed)} more do not fit into the budget of {_gb(caps.budget_bytes)}"
-    else:
+    if caps.budget.fits(Footprint.of(*counted, *missing), needed):
         full = f"{caps.loaded_models_max} models are loaded, the most this tier allows"
+    elif caps.vram_budget_bytes:
+        both = f"{_gb(caps.ram_budget_bytes)} of main memory and {_gb(caps.vram_budget_bytes)} of GPU memory"
+        full = f"{_gb(needed.size_bytes)} more do not fit into the budgets of {both}"
+    else:
+        full = f"{_gb(needed.size_bytes)} more do not fit into the budget of {_gb(caps.ram_budget_bytes)}"
     cooling = [slot.cool_until_us for slot in others if slot.movable and slot.cool_until_us > now_us]
     stuck = [slot for slot in others if slot.stuck and slot.counted and not slot.leases]
     if not cooling and stuck:
@@ -274,6 +298,18 @@ def _no_room(
     if not cooling:
         return Wait(f"{full}, and none is idle", numbers)
     return Wait(f"{full}, and those that are idle were loaded a moment ago", numbers, min(cooling))
+
+
+def _too_much(needed: Footprint, kept: Footprint, caps: PoolCaps) -> str:
+    """How much that is, how much is allowed, and what of that pinned models keep for themselves."""
+    if not caps.vram_budget_bytes:
+        besides = f", of which pinned models keep {_gb(kept.size_bytes)}" if kept.size_bytes else ""
+        return f"{_gb(needed.size_bytes)} of memory, and the budget is {_gb(caps.ram_budget_bytes)}{besides}"
+    needs, keeps = caps.budget.placed(needed), caps.budget.placed(kept)
+    takes = f"{_gb(needs.ram_bytes)} of main memory and {_gb(needs.vram_bytes)} of GPU memory"
+    besides = f", of which pinned models keep {_gb(keeps.ram_bytes)} and {_gb(keeps.vram_bytes)}"
+    budgets_are = f"the budgets are {_gb(caps.ram_budget_bytes)} and {_gb(caps.vram_budget_bytes)}"
+    return f"{takes}, and {budgets_are}{besides if kept.size_bytes else ''}"
 
 
 def _and(names: Iterable[str]) -> str:

@@ -6,9 +6,11 @@ moment ago stays for a while, else two callers with different models would have 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import attrs
+
+from policies.footprint import Footprint
 
 
 @attrs.frozen
@@ -16,9 +18,10 @@ class Slot:
     """One model in memory, on its way there, or `leaving`. `leases` are streams using it or waiting for its load. A
     pinned one is never evicted, and none before `cool_until_us` (engine clock).
 
-    `size_bytes` is what the runtime reports, before it does an estimate. Null: its runtime neither loads nor tells, so
-    it takes no place and no memory of ours. `stuck`: its runtime does not answer, so it cannot be made to go, and may
-    still be there.
+    `size_bytes` is what the runtime reports, before it does an estimate. Null: its runtime neither loads nor tells, or
+    is on another machine, so it takes no place and no memory of ours. `vram_bytes` of it are on GPUs, and `open_bytes`
+    may be (see policies/footprint). `stuck`: its runtime does not answer, so it cannot be made to go, and may still be
+    there.
     """
 
     model: str
@@ -30,6 +33,12 @@ class Slot:
     size_bytes: int | None = 0
     cool_until_us: int = 0
     stuck: bool = False
+    vram_bytes: int = 0
+    open_bytes: int = 0
+
+    @property
+    def footprint(self) -> Footprint:
+        return Footprint.split(self.size_bytes or 0, self.vram_bytes, self.open_bytes)
 
     @property
     def counted(self) -> bool:
@@ -48,26 +57,22 @@ def evictable(slots: Iterable[Slot], now_us: int, hot: Collection[str] = ()) -> 
     return sorted(found, key=lambda slot: slot.last_used_us)
 
 
-def victims(candidates: Sequence[Slot], models: int, size_bytes: int) -> tuple[str, ...] | None:
-    """Who goes, of `candidates` in the order they would: at least so many models and bytes, no model more than must.
-    None when all of them together are too few.
+def victims(candidates: Sequence[Slot], enough: Callable[[Sequence[Slot]], bool]) -> tuple[str, ...] | None:
+    """Who goes, of `candidates` in the order they would, so that it is `enough`; no model more than must. None when it
+    is not enough that all of them go. What is enough stays so when more go.
 
     The first that make enough room are taken; then those among them that the others make needless stay, the latest used
     before the others.
     """
     chosen: list[Slot] = []
     for slot in candidates:
-        if _enough(chosen, models, size_bytes):
+        if enough(chosen):
             break
         chosen.append(slot)
-    if not _enough(chosen, models, size_bytes):
+    if not enough(chosen):
         return None
     for slot in reversed(chosen):
         rest = [other for other in chosen if other is not slot]
-        if _enough(rest, models, size_bytes):
+        if enough(rest):
             chosen = rest
     return tuple(slot.model for slot in chosen)
-
-
-def _enough(chosen: Sequence[Slot], models: int, size_bytes: int) -> bool:
-    return len(chosen) >= models and sum(slot.size_bytes or 0 for slot in chosen) >= size_bytes

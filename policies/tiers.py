@@ -138,14 +138,5 @@ def choose_tier(policy: TierPolicy, wanted: Tier | None, ram_bytes: int, vram_by
     return TierChoice(wanted, "chosen by the configuration", warning, ram_bytes, vram_bytes)
 
 
-def is_below(limits: TierLimits, tps: float | None, ttft_warm_ms: float | None) -> bool | None:
-    """Is what was measured of a model slower than the tier aims at, in tokens/s or to its first token once it is in
-    memory? Null when neither was measured. It is said, and nothing is refused for it."""
-    if tps is None and ttft_warm_ms is None:
-        return None
-    slow = tps is not None and tps < limits.tps_minimum
-    return slow or (ttft_warm_ms is not None and ttft_warm_ms > limits.ttft_warm_ms)
-
-
 def _gb(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.1f} GB"

@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.fakes.held_clock import threads_hold_the_clock
 
-settings.register_profile(
-    "untimed", settings.default, deadline=None
-)  # how long an example takes says nothing of the code
+# How long an example takes, or its making, says nothing of the code.
+settings.register_profile("untimed", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 

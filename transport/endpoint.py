@@ -5,8 +5,8 @@ handshake, reading, ping, pong and the peer's close; data frames go around it th
 connection asks for it with `close`, which never waits. The goodbye is then said in one place: one close frame, a
 bounded wait for the peer, the socket shut. trio-websocket alone would wait for a silent peer for ever.
 
-Close codes: 1001 shutdown, 1002 or 1007 bytes that are no WebSocket frame or no UTF-8, 1003 a binary message, 1008 too
-many messages, 1009 a message too large, 1011 an error of ours or no answer to a ping, 4008 too slow.
+Close codes: 1001 shutdown, 1002 or 1007 bytes that are no WebSocket frame or no UTF-8, 1008 too many messages, 1009 a
+message too large, 1011 an error of ours or no answer to a ping, 4008 too slow.
 """
 
 from __future__ import annotations
@@ -36,7 +36,6 @@ RETRY_AFTER_S: Final = 1
 
 GOING_AWAY: Final = 1001
 PROTOCOL_ERROR: Final = 1002
-UNSUPPORTED_DATA: Final = 1003
 NO_CLOSE_FRAME: Final = 1006  # never on the wire: the connection ended without a goodbye
 INVALID_PAYLOAD: Final = 1007
 POLICY_VIOLATION: Final = 1008
@@ -50,6 +49,9 @@ class FrameClient(Protocol):
 
     def receive(self, message: bytes) -> None:
         """One client message, UTF-8. Answers come through the sink. Never raises."""
+
+    def refuse(self, error: EngineError) -> None:
+        """A message that is none; the client is told. Never raises."""
 
     def detach(self) -> None:
         """The connection is over. Idempotent."""
@@ -192,6 +194,8 @@ class FrameEndpoint:
             return refusal
         if head.target.partition(b"?")[0] != PATH:
             return NotFound(f"the frames are at {PATH.decode()}")
+        if not _is_upgrade(head):
+            return InvalidRequest("frames come over a WebSocket; this request is no upgrade to one (RFC 6455)")
         if not all(value.isascii() for _, value in head.headers):
             return InvalidRequest("the headers of an upgrade must be ASCII")  # the library decodes them as such
         return Overloaded("all connections are taken", retry_after_s=RETRY_AFTER_S) if overflow else None
@@ -267,7 +271,8 @@ class FrameEndpoint:
                     continue
                 session.count_message()
                 if isinstance(message, bytes):
-                    session.close(UNSUPPORTED_DATA, "text messages only")
+                    if not session.ending.is_set():
+                        client.refuse(InvalidRequest("bad message: it is binary; send JSON as a text message"))
                 elif len(data := message.encode()) > self.limits.message_bytes_max:  # the library counts characters
                     session.close(TOO_BIG, f"message over {self.limits.message_bytes_max} bytes")
                 elif not session.ending.is_set():
@@ -304,6 +309,13 @@ class FrameEndpoint:
         await self._acceptor.draining.wait()
         for session in self._sessions:
             session.close(GOING_AWAY, "shutting down")
+
+
+def _is_upgrade(head: RequestHead) -> bool:
+    """Which version of the protocol, the library looks at."""
+    connection = {word.strip().lower() for value in head.values("connection") for word in value.split(",")}
+    upgrades = [value.lower() for value in head.values("upgrade")] == ["websocket"] and "upgrade" in connection
+    return head.method == "GET" and upgrades and bool(head.values("sec-websocket-key"))
 
 
 def _since(target: bytes) -> Since | None:

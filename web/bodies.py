@@ -51,9 +51,30 @@ class Health(msgspec.Struct):
     sessions_active: int
 
 
+class Held(msgspec.Struct):
+    """A figure beside what the tier aims at, in the same unit: tokens/s at least, or ms at most. Where nothing was
+    measured, `reason` says why."""
+
+    measured: float | None
+    aim: float
+    missed: bool | None
+    reason: str | None
+
+
+class AgainstTier(msgspec.Struct):
+    """Pace, and the last time to the first token with the model in memory and with its load. Nothing is refused for a
+    miss."""
+
+    tps: Held
+    ttft_warm_ms: Held
+    ttft_cold_ms: Held
+
+
 class ModelEntry(msgspec.Struct):
-    """`tps` and `ttft_ms` (model in memory) are measured here, null before that; other nulls: the runtime does not
-    tell. `below_tier`: slower than the tier aims at."""
+    """`tps`, `ttft_ms` (model in memory) and `ttft_cold_ms` (with its load) are measured here, null before that; other
+    nulls: the runtime does not tell. `resident_bytes` is what it takes of this machine's memory, `vram_bytes` the part
+    of that on GPUs; both are null for one that is in the memory of another machine. `below_tier`: slower than the tier
+    aims at, in any of the three."""
 
     name: str
     runtime: str
@@ -63,21 +84,26 @@ class ModelEntry(msgspec.Struct):
     state: ModelState
     last_used: Moment | None
     resident_bytes: int | None
+    vram_bytes: int | None
     capabilities: list[Capability]
     details: dict[str, Any]
     tps: float | None
     ttft_ms: float | None
+    ttft_cold_ms: float | None
     below_tier: bool | None
+    against_tier: AgainstTier
 
 
 class Memory(msgspec.Struct):
-    """Models are held against the sum of both budgets: what the tier allows, of what the machine has (without a GPU, 0
-    there)."""
+    """Models are held against both budgets: what the tier allows, of what the machine has (without a GPU that tells, 0
+    there, and everything counts as main memory). `used_bytes` is of both memories together."""
 
     ram_total_bytes: int
     ram_budget_bytes: int
     vram_budget_bytes: int
     used_bytes: int
+    used_ram_bytes: int
+    used_vram_bytes: int
 
 
 class DecisionEntry(msgspec.Struct):
@@ -100,7 +126,8 @@ class QueuePlace(msgspec.Struct):
 
 
 class Outlook(msgspec.Struct):
-    """What would happen if it were asked for now: `ready`, `load`, `wait` or `refuse`."""
+    """What would happen if it were asked for now: `ready`, `load`, `wait` or `refuse`. `reason`: why it waits or is
+    refused, or why it takes no memory here."""
 
     outcome: str
     reason: str | None
@@ -124,6 +151,7 @@ class Why(msgspec.Struct):
     waiting: list[QueuePlace]
     decisions: list[DecisionEntry]
     memory: Memory
+    against_tier: AgainstTier
 
 
 class VirtualModel(msgspec.Struct):
@@ -204,6 +232,7 @@ class ModelFigures(msgspec.Struct):
     active_sessions: int
     sessions: int
     total_tokens: int
+    against_tier: AgainstTier
 
 
 class ClientFigures(msgspec.Struct):

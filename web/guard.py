@@ -37,6 +37,7 @@ from transport.listen import Acceptor, DeadlineStream, describe
 from transport.wire.frames import SCHEMA_VERSION
 from web.handles import PUSH
 from web.http1 import Http1Protocol, HttpCounters, HttpLimits, error_response
+from web.lens.exchange import ConnectionCut
 
 __all__ = ["HttpCounters", "HttpLimits", "HttpServer"]
 
@@ -62,6 +63,7 @@ class HttpServer:
     rules: AccessRules
     limits: HttpLimits = attrs.field(factory=HttpLimits)
     counters: HttpCounters = attrs.field(factory=HttpCounters)
+    frames_url: str | None = None  # where frames are, for who asks for them here
     _acceptor: Acceptor = attrs.field(init=False)
     _context: WorkerContext = attrs.field(init=False, factory=lambda: WorkerContext(None))
 
@@ -82,7 +84,7 @@ class HttpServer:
     async def handle(self, stream: DeadlineStream, overflow: bool) -> None:
         """One connection; `overflow` ones are told to come back later."""
         gate = Gate(self.app, self.rules, self.counters, self.limits.listen.write_timeout_s, overflow)
-        await HttpConnection(gate, self.limits, self.counters, self._context, stream).run()
+        await HttpConnection(gate, self.limits, self.counters, self._context, stream, self.frames_url).run()
 
     async def _close_idle_when_draining(self) -> None:
         await self._acceptor.draining.wait()
@@ -112,10 +114,12 @@ class HttpConnection(TCPServer):
         counters: HttpCounters,
         context: WorkerContext,
         stream: DeadlineStream,
+        frames_url: str | None,
     ) -> None:
         super().__init__(partial(_serve_asgi, gate), _config(limits), context, {}, cast("Any", stream))
         self.limits = limits
         self.counters = counters
+        self.frames_url = frames_url
         self._deadline_stream = stream
         self._tasks = trio.CancelScope()
         self._watch = trio.CancelScope()
@@ -231,7 +235,7 @@ class Gate:
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         self.counters.requests += 1
         head = RequestHead(scope["method"], scope["raw_path"], tuple(scope["headers"]))
-        answer = _Answer(send, _request_id(head), self.write_timeout_s, self.overflow)
+        answer = _Answer(send, _request_id(head), scope["path"], self.write_timeout_s, self.overflow)
         # The app takes the id from the header, so that its log, its error bodies and the response agree.
         own = [(name, value) for name, value in head.headers if name != b"x-request-id"]
         scope["headers"] = [*own, (b"x-request-id", answer.request_id.encode("ascii"))]
@@ -246,6 +250,10 @@ class Gate:
             scope[PUSH] = partial(self.protocol.push_piece, self.protocol.stream)
         try:
             await self.app(scope, receive, answer.send)  # type: ignore[arg-type]
+        except* ConnectionCut:
+            self.counters.cut += 1
+            logger.info("request %s is passive: its runtime broke off, and so does its answer", answer.request_id)
+            failed = True
         except* Exception as group:
             self.counters.crashed += 1
             logger.error("request %s failed: %s", answer.request_id, describe(group))
@@ -268,6 +276,7 @@ class _Answer:
 
     _send: Send
     request_id: str
+    path: str
     _write_timeout_s: float
     last: bool
     started: bool = False
@@ -303,7 +312,7 @@ class _Answer:
 
     async def refuse(self, error: EngineError, receive: Receive) -> None:
         """Answer instead of the app, which also means: take the body off hypercorn's queue, or it stands still."""
-        headers, body = error_response(error, self.request_id)
+        headers, body = error_response(error, self.request_id, self.path)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_discard, receive)
             await self.send({"type": "http.response.start", "status": error.status, "headers": headers})

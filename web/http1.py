@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+import sys
 from typing import TYPE_CHECKING, Final
 
 import attrs
@@ -14,14 +15,16 @@ from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import ConnectionState, H11SendableEvent
 
-from engine.domain.errors import EngineError, InvalidRequest
+from engine.domain.errors import EngineError
 from transport.listen import ListenCounters, ListenLimits
 from transport.wire.frames import SCHEMA_VERSION
+from web.http_faults import fault_of, head_fault
+from web.lens.shapes import shape_of
 
 if TYPE_CHECKING:
     from web.guard import HttpConnection
 
-HEADER_LINE_BYTES: Final = 4  # ": " and CRLF, which h11 does not count
+ANTHROPIC_PATH: Final = "/v1/messages"
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -40,11 +43,13 @@ class HttpLimits:
 
 @attrs.define(eq=False)
 class HttpCounters:
-    """`refused` counts the refusals made here by error code; `malformed` those made below, by HTTP status."""
+    """`refused` counts the refusals made here by error code; `malformed` those made below, by HTTP status. `cut`:
+    passive answers that were reset because the runtime's own broke off."""
 
     listen: ListenCounters = attrs.field(factory=ListenCounters)
     requests: int = 0
     crashed: int = 0  # requests whose handler failed
+    cut: int = 0
     refused: dict[str, int] = attrs.field(factory=dict)
     malformed: dict[int, int] = attrs.field(factory=dict)
 
@@ -73,6 +78,7 @@ class Http1Protocol(H11Protocol):
         self.counters = connection.counters
         self._write = connection.write
         self._push = connection.push
+        self._frames_url = connection.frames_url
         self._in_chunks = False  # this response: known once h11 has framed the first piece of its body
         self._held = b""  # the head of a whole answer, until its body is there
 
@@ -131,43 +137,31 @@ class Http1Protocol(H11Protocol):
         """hypercorn switches to h2c or HTTP/2 here. We never do."""
 
     async def _create_stream(self, request: h11.Request) -> None:
-        status = refuse_head(request, self.limits)
-        if status is None:
+        fault = head_fault(request, self.limits, self._frames_url)
+        if fault is None:
             await super()._create_stream(request)
             return
-        await self._send_error_response(status)
+        await self._refuse(fault, request.target.partition(b"?")[0].decode("ascii", "replace"))
         await self.send(Closed())
 
     async def _send_error_response(self, status_code: int) -> None:
-        """Without a body in hypercorn; in our shape here, as every other error."""
-        self.counters.malformed[status_code] = self.counters.malformed.get(status_code, 0) + 1
-        error = InvalidRequest("the HTTP request is malformed, or too large, or not HTTP/1.1")
-        headers, body = error_response(error, secrets.token_hex(8))
+        """Called while h11's error is handled. Without a body in hypercorn; in our shape here, as every other error."""
+        await self._refuse(fault_of(sys.exception(), status_code, self.limits), "")
+
+    async def _refuse(self, error: EngineError, path: str) -> None:
+        self.counters.malformed[error.status] = self.counters.malformed.get(error.status, 0) + 1
+        headers, body = error_response(error, secrets.token_hex(8), path)
         headers += [(b"connection", b"close"), *self.config.response_headers("h11")]
-        await self._send_h11_event(h11.Response(status_code=status_code, headers=headers))
+        await self._send_h11_event(h11.Response(status_code=error.status, headers=headers))
         await self._send_h11_event(h11.Data(data=body))
         await self._send_h11_event(h11.EndOfMessage())
 
 
-def refuse_head(request: h11.Request, limits: HttpLimits) -> int | None:
-    """The status for a head that is legal to h11 and still not welcome; None for a good one."""
-    headers = list(request.headers)
-    size = len(request.target) + sum(len(name) + len(value) + HEADER_LINE_BYTES for name, value in headers)
-    if size > limits.head_bytes_max or len(headers) > limits.headers_max:
-        return 431
-    names = {name for name, _ in headers}
-    if request.http_version not in (b"1.1", b"1.0"):
-        return 505
-    ambiguous = b"transfer-encoding" in names and (b"content-length" in names or request.http_version == b"1.0")
-    if ambiguous or b"upgrade" in names or not request.target.startswith(b"/"):
-        return 400
-    return None
-
-
-def error_response(error: EngineError, request_id: str) -> tuple[Headers, bytes]:
-    """Headers and body of the native error shape."""
+def error_response(error: EngineError, request_id: str, path: str) -> tuple[Headers, bytes]:
+    """Headers and body of an error, in the shape of the dialect that is spoken at `path`."""
     error.details.setdefault("request_id", request_id)
-    body = msgspec.json.encode(error.body())
+    shape = shape_of(path)
+    body = msgspec.json.encode(error.body()) if shape is None else shape(error)
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode("ascii")),
@@ -176,6 +170,8 @@ def error_response(error: EngineError, request_id: str) -> tuple[Headers, bytes]
         (b"x-schema-version", SCHEMA_VERSION.encode("ascii")),
         (b"x-request-id", request_id.encode("ascii")),
     ]
+    if path.startswith(ANTHROPIC_PATH):
+        headers.append((b"request-id", request_id.encode("ascii")))  # where Anthropic's clients look
     if error.status == 401:
         headers.append((b"www-authenticate", b'Basic realm="WF Engine: the password is an API key"'))
     if "retry_after_s" in error.details:

@@ -45,7 +45,7 @@ class LensCall:
     listed: bool = False  # the runtimes were asked, lately
 
 
-# How the dialects say an error. What is refused before a route is chosen is said in our own way.
+# How the dialects say an error. What is refused before its path is known is said in our own way.
 REFUSALS: Final[Mapping[str, Json]] = {
     "ollama": {"type": "object", "required": ["error"], "properties": {"error": TEXT}},
     "openai": {

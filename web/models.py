@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-import trio
+import attrs
 from quart import Blueprint, request
 
 from actors.catalog import ModelRef
-from engine.domain.errors import UpstreamTimeout
-from engine.domain.generation import GenerationRequest, Parameters
+from actors.pool_memory import Standing
 from engine.domain.models import ModelState
-from policies.admission import Admit, Decided, Numbers, Refuse, Wait, figures_of
-from policies.tiers import is_below
+from policies.admission import Admit, Numbers, Refuse, Wait, figures_of
+from policies.tier_aims import hold
 from web.handles import Engine
 from web.lens.flow import tell_of
 from web.schemas import LoadBody, UnloadBody, decode
@@ -49,9 +48,7 @@ def blueprint(engine: Engine) -> Blueprint:
     async def load() -> dict[str, Any]:
         body = decode(await request.get_data(as_text=False), LoadBody)
         model = await engine.pulls.resolve(body.name, explicit=True)
-        grant = await engine.pool.load(model, tell_of(engine, model), pin=body.pin)
-        if body.warm_up:
-            await _warm_up(engine, model)
+        grant = await engine.pool.load(model, tell_of(engine, model), pin=body.pin, warm_up=body.warm_up)
         return {
             "success": True,
             "model": model.name,
@@ -78,6 +75,7 @@ def blueprint(engine: Engine) -> Blueprint:
 def model_entry(engine: Engine, model: ModelRef) -> dict[str, Any]:
     status = engine.pool.pool.status(model.name)
     figures = engine.telemetry.models.get(model.name)
+    against_tier = hold(engine.facts.tier_limits, figures)
     return {
         "name": model.name,
         "runtime": model.runtime.name,
@@ -87,23 +85,27 @@ def model_entry(engine: Engine, model: ModelRef) -> dict[str, Any]:
         "state": status.state,
         "last_used": None if status.last_used_us is None else _wall_time(engine, status.last_used_us),
         "resident_bytes": status.resident_bytes,
+        "vram_bytes": status.vram_bytes,
         "capabilities": list(model.info.capabilities),
         "details": model.info.details,
         "tps": None if figures is None else figures.tps_average,
         "ttft_ms": None if figures is None else figures.ttft_warm_ms,
-        "below_tier": None
-        if figures is None
-        else is_below(engine.facts.tier_limits, figures.tps_average, figures.ttft_warm_ms),
+        "ttft_cold_ms": None if figures is None else figures.ttft_cold_ms,
+        "below_tier": against_tier.below,
+        "against_tier": attrs.asdict(against_tier),
     }
 
 
 def _memory(engine: Engine) -> dict[str, Any]:
-    facts = engine.facts
+    facts, pool = engine.facts, engine.pool.pool
+    used_bytes, used_vram_bytes = pool.resident_bytes, pool.vram_bytes
     return {
         "ram_total_bytes": facts.ram_total_bytes,
         "ram_budget_bytes": facts.ram_budget_bytes,
         "vram_budget_bytes": facts.vram_budget_bytes,
-        "used_bytes": engine.pool.pool.resident_bytes,
+        "used_bytes": used_bytes,
+        "used_ram_bytes": used_bytes - used_vram_bytes,
+        "used_vram_bytes": used_vram_bytes,
     }
 
 
@@ -119,7 +121,7 @@ def _why(engine: Engine, model: ModelRef) -> dict[str, Any]:
         "leases": status.leases,
         "pinned": standing.pinned,
         "cools_for_ms": standing.cools_for_ms,
-        "now": _outlook(standing.now, status.state),
+        "now": _outlook(standing, status.state),
         "waiting": [
             {"position": news.position, "reason": news.reason, "wait_ms": news.wait_ms}
             for news in pool.waiting(model.name)
@@ -135,17 +137,18 @@ def _why(engine: Engine, model: ModelRef) -> dict[str, Any]:
             for decision in pool.decisions.of(model.name)
         ],
         "memory": _memory(engine),
+        "against_tier": attrs.asdict(hold(engine.facts.tier_limits, engine.telemetry.models.get(model.name))),
     }
 
 
-def _outlook(decision: Decided, state: ModelState) -> dict[str, Any]:
-    match decision:
+def _outlook(standing: Standing, state: ModelState) -> dict[str, Any]:
+    match standing.now:
         case Refuse(error=error):
             return _outcome("refuse", error.message, (), figures_of(error))
-        case Wait():
-            return _outcome("wait", decision.reason, (), decision.numbers)
+        case Wait(reason=reason, numbers=numbers):
+            return _outcome("wait", reason, (), numbers)
         case Admit(evict=evict):
-            return _outcome("ready" if state is ModelState.READY else "load", None, evict, {})
+            return _outcome("ready" if state is ModelState.READY else "load", standing.reason, evict, {})
 
 
 def _outcome(outcome: str, reason: str | None, evict: Sequence[str], numbers: Numbers) -> dict[str, Any]:
@@ -156,16 +159,3 @@ def _wall_time(engine: Engine, at_us: int) -> str:
     """A moment of the engine clock as RFC 3339 in UTC."""
     ago = timedelta(microseconds=engine.clock() - at_us)
     return (datetime.now(UTC) - ago).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-
-
-async def _warm_up(engine: Engine, model: ModelRef) -> None:
-    """One real token, so that the first caller does not pay for what only the first pass does."""
-    asked = GenerationRequest(model.info.name, prompt="warm up", parameters=Parameters(max_tokens=1))
-    limit_s = engine.sessions.timeouts.first_token_s
-    with trio.move_on_after(limit_s) as wait:
-        async with engine.pool.lease(model, tell_of(engine, model)), model.runtime.generate(asked) as chunks:
-            async for chunk in chunks:
-                if chunk.end is not None:
-                    break
-    if wait.cancelled_caught:
-        raise UpstreamTimeout(f"{model.name} was loaded, but gave no token within {limit_s:g} s", limit_s=limit_s)

@@ -23,12 +23,12 @@ from engine.domain.errors import (
 from transport.wire.frames import SCHEMA_VERSION
 from transport.wire.json_schema import Documents, Json
 from web.api_calls import JSON, NATIVE, NDJSON, SSE, TAGS, TEXT, Answer, Body, Call, Schema
+from web.http_faults import HeadTooLarge
 from web.lens_calls import LENS, REFUSALS, lens_call
 
 OPENAPI_VERSION: Final = "3.1.1"
 ANY_REQUEST: Final = (InvalidRequest, Unauthorized, Forbidden, ForbiddenOrigin, InternalError, Overloaded)
 ANY_BODY: Final = (RequestTimeout, PayloadTooLarge, UnsupportedMediaType)
-HEAD_TOO_LARGE: Final = 431  # the one refusal whose status its code does not tell
 
 _ABOUT: Final = (
     "What the engine answers on its HTTP port. Live measurements and every event come over the WebSocket that "
@@ -194,7 +194,7 @@ def _media(body: Body, parts: _Components) -> Json:
 
 def _refusals(call: Call, parts: _Components) -> Json:
     errors: set[type[EngineError]] = {*ANY_REQUEST, *call.errors, *(() if call.takes is None else ANY_BODY)}
-    codes: dict[int, set[str]] = {HEAD_TOO_LARGE: {InvalidRequest.code}}
+    codes: dict[int, set[str]] = {HeadTooLarge.status: {HeadTooLarge.code}}
     for error in errors:
         codes.setdefault(error.status, set()).add(error.code)
     found = {str(status): parts.refusal(status, sorted(codes[status]), call.tag) for status in sorted(codes)}

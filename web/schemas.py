@@ -8,7 +8,7 @@ import msgspec
 
 from engine.domain.errors import InvalidRequest
 from engine.domain.generation import GenerationRequest, Message, Parameters
-from transport.wire.commands import misfit
+from transport.wire import request_json
 
 OPTION_MAX: Final = 16_777_216
 MAX_TOKENS_MAX: Final = 1_048_576
@@ -108,9 +108,5 @@ def generation_request(body: GenerateBody, model: str) -> GenerationRequest:
 
 def decode(body: bytes | str, type_: type[B]) -> B:
     """The body as `type_`. Raises InvalidRequest that names the field and its limit."""
-    try:
-        return msgspec.json.decode(body, type=type_)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(misfit(error)) from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise InvalidRequest("the body is not valid JSON (UTF-8, no NaN, not nested without end)") from None
+    data = body.encode() if isinstance(body, str) else body
+    return request_json.decode(data, msgspec.json.Decoder(type_))

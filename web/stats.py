@@ -12,8 +12,9 @@ from quart import Blueprint
 from actors.satellite import KIND as SATELLITE
 from actors.session import SessionReport, SessionRequest
 from engine.domain.runtime import Puller, Runtime
-from engine.domain.telemetry import DEGRADE_LEVELS, DegradeFigures, percentile
+from engine.domain.telemetry import DEGRADE_LEVELS, DegradeFigures, ModelFigures, percentile
 from policies.advice import RuntimeView, advise
+from policies.tier_aims import hold
 from transport.outbound import COUNTERS
 from web.handles import Engine
 
@@ -31,7 +32,7 @@ def blueprint(engine: Engine) -> Blueprint:
     @routes.get("/stats")
     async def stats() -> dict[str, Any]:
         return {
-            "models": {name: _model(figures) for name, figures in engine.telemetry.models.items()},
+            "models": {name: _model(engine, figures) for name, figures in engine.telemetry.models.items()},
             "system": _system(engine),
             "clients": [
                 {
@@ -138,7 +139,7 @@ def _running(report: SessionReport, asked: SessionRequest) -> dict[str, Any]:
     }
 
 
-def _model(figures: Any) -> dict[str, Any]:
+def _model(engine: Engine, figures: ModelFigures) -> dict[str, Any]:
     return {
         "tps_current": figures.tps_current,
         "tps_average": figures.tps_average,
@@ -152,6 +153,7 @@ def _model(figures: Any) -> dict[str, Any]:
         "active_sessions": figures.active_sessions,
         "sessions": figures.sessions,
         "total_tokens": figures.total_tokens,
+        "against_tier": attrs.asdict(hold(engine.facts.tier_limits, figures)),
     }
 
 

@@ -20,7 +20,8 @@ EngineError                        code, HTTP status, retryable, public message,
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+import copy
+from typing import Any, ClassVar, Self
 
 
 class EngineError(Exception):
@@ -37,6 +38,12 @@ class EngineError(Exception):
         super().__init__(message)
         self.message = message
         self.details: dict[str, Any] = details
+
+    def again(self) -> Self:
+        """The same for one more who is told of it: what is added to the details of one is not that of another."""
+        another = copy.copy(self)
+        another.details = dict(self.details)
+        return another
 
     def body(self) -> dict[str, Any]:
         """The native error body: `{"error": {code, message, retryable, details}}`."""
@@ -192,6 +199,7 @@ class Overloaded(EngineError):
 
 class InsufficientMemory(EngineError):
     """The models asked for do not fit into the memory budget, whatever is evicted. Details: needed_bytes, budget_bytes,
-    used_bytes, evictable_bytes."""
+    used_bytes, evictable_bytes; on a machine with GPUs also needed, used and budget of main memory (`…_ram_…`) and of
+    GPU memory (`…_vram_…`)."""
 
     code, status = "INSUFFICIENT_MEMORY", 507

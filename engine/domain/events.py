@@ -95,6 +95,7 @@ class SessionClosed:
         None  # measured, or untrusted: a buffer's pace, not the model's; null without tokens
     )
     resumed: int = 0  # seams
+    asked: bool = True  # it got as far as its model, or one of them
 
 
 CouncilSignal = CouncilFormed | MemberStarted | MemberEnded | CouncilChosen

@@ -52,7 +52,8 @@ class ModelInfo:
     """One model a runtime offers.
 
     `name` is the runtime's own name for it (unique within the runtime, in the grammar of `is_model_name`).
-    `modified_at` is RFC 3339 or None, `details` are plain JSON values that the runtime states about it.
+    `modified_at` is RFC 3339 or None, `details` are plain JSON values that the runtime states about it. `may_use_gpu`:
+    its runtime puts it on GPUs where there are some.
     """
 
     name: str
@@ -62,15 +63,25 @@ class ModelInfo:
     digest: str | None = None
     capabilities: tuple[Capability, ...] = ()
     details: dict[str, Any] = attrs.field(factory=dict)
+    may_use_gpu: bool = False
+
+
+@attrs.frozen
+class MemoryUse:
+    """What a model takes in memory, as its runtime says (null: it does not): all of it, and the part of it on GPUs."""
+
+    size_bytes: int | None
+    vram_bytes: int | None = None
 
 
 @attrs.frozen
 class Loaded:
-    """A model is in memory. `resident_bytes` is what the runtime reports (null: it does not), `load_ms` what the load
-    took (null: nobody can tell)."""
+    """A model is in memory. `resident_bytes` is what the runtime reports and `vram_bytes` the part of it on GPUs (null:
+    it does not), `load_ms` what the load took (null: nobody can tell)."""
 
     resident_bytes: int | None
     load_ms: float | None
+    vram_bytes: int | None = None
 
 
 @attrs.frozen

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 import attrs
 
 from engine.domain.generation import Chunk, Dialect, GenerationRequest
-from engine.domain.models import Loaded, ModelInfo, Probe
+from engine.domain.models import Loaded, MemoryUse, ModelInfo, Probe
 from engine.domain.pull import PullProgress
 
 
@@ -25,6 +25,7 @@ class ForwardRequest:
     without_logprobs: bytes | None = None  # the body to send when the runtime refuses log-probabilities that are ours
     tools: bool = False  # it offers some
     as_it_comes: bool = False  # its bytes are handed on before they are read, also where they cannot be read
+    at_once: bool = False  # its answer comes in one piece: no token of it tells beforehand that there is progress
 
 
 @attrs.frozen
@@ -109,9 +110,9 @@ class Runtime(Protocol):
     async def list_models(self) -> tuple[ModelInfo, ...]:
         """The models it could run now."""
 
-    async def resident(self) -> Mapping[str, int | None] | None:
-        """The models in its memory now, by its own names, with their bytes (null: it does not say). None: it cannot
-        tell what is in its memory. Quick, and touches no model."""
+    async def resident(self) -> Mapping[str, MemoryUse] | None:
+        """The models in its memory now, by its own names. None: it cannot tell what is in its memory. Quick, and
+        touches no model."""
 
     async def load(self, model: str) -> Loaded:
         """Bring `model` into memory. Loading a loaded model is quick and harmless."""
@@ -124,6 +125,14 @@ class Runtime(Protocol):
 
         Leaving the context (also by cancellation) stops the runtime before it returns.
         """
+
+
+@runtime_checkable
+class Checker(Protocol):
+    """A runtime that can tell what its models cannot do before one of them is in memory."""
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raises InvalidRequest where `generate` would, as far as that shows in the request. Asks nobody."""
 
 
 @runtime_checkable
@@ -159,12 +168,13 @@ class Forwarder(Protocol):
 
 @attrs.frozen
 class Residence:
-    """How a model is in the memory of an Ollama; null where it does not say. `vram_bytes` is the part on a GPU,
-    `expires_at` when it goes (RFC 3339), `context_length` in tokens."""
+    """How a model is in the memory of an Ollama; null where it does not say. `vram_bytes` is the part of `size_bytes`
+    on a GPU, `expires_at` when it goes (RFC 3339), `context_length` in tokens."""
 
     vram_bytes: int | None
     expires_at: str | None
     context_length: int | None
+    size_bytes: int | None = None
 
 
 @runtime_checkable

@@ -10,12 +10,12 @@ from trio.testing import wait_all_tasks_blocked
 
 from actors.catalog import Catalog
 from actors.clock import EngineClock
-from actors.kernel import mailbox
+from actors.kernel import Inlet, mailbox
 from actors.lease import PoolHandle
 from actors.pool import Command, ModelPool, mailbox_capacity
 from engine.domain.errors import EngineError, ModelLoadFailed, RuntimeUnavailable
 from engine.domain.events import SessionSignal
-from engine.domain.models import Capability, Loaded, ModelInfo, ModelState, Probe
+from engine.domain.models import Capability, Loaded, MemoryUse, ModelInfo, ModelState, Probe
 from policies.admission import PoolCaps
 from tests.fakes.runtime import ScriptedRuntime
 
@@ -25,7 +25,8 @@ GB = 10**9
 @attrs.define(eq=False)
 class SizedRuntime(ScriptedRuntime):
     """`sizes` are on disk, null for a server that neither loads nor tells; in memory a model takes `grows` times that.
-    `faults` lists what was done to it that must not be."""
+    With `gpu_bytes` a model is on the GPU as far as there is room when it comes (null: it uses none, and says nothing
+    of one). `faults` lists what was done to it that must not be."""
 
     sizes: dict[str, int | None] = attrs.field(factory=dict)
     grows: float = 1.0
@@ -35,6 +36,8 @@ class SizedRuntime(ScriptedRuntime):
     unload_s: float = 0.0
     moves: list[str] = attrs.field(factory=list)  # when they began, and when a model was out
     gone: bool = False  # while it is not up: it has no process
+    gpu_bytes: int | None = None
+    on_gpu: dict[str, int] = attrs.field(factory=dict)  # bytes by model
 
     def dies(self):
         self.up, self.gone = False, True
@@ -51,7 +54,14 @@ class SizedRuntime(ScriptedRuntime):
 
     async def list_models(self):
         return tuple(
-            ModelInfo(name, self.name, size, capabilities=(Capability.COMPLETION,)) for name, size in self.sizes.items()
+            ModelInfo(
+                name,
+                self.name,
+                size,
+                capabilities=(Capability.COMPLETION,),
+                may_use_gpu=self.gpu_bytes is not None,
+            )
+            for name, size in self.sizes.items()
         )
 
     def taken_bytes(self, model):
@@ -60,7 +70,17 @@ class SizedRuntime(ScriptedRuntime):
 
     async def resident(self):
         await trio.lowlevel.checkpoint()
-        return {name: self.taken_bytes(name) for name in self.in_memory}
+        return {name: self.memory_of(name) for name in self.in_memory}
+
+    def memory_of(self, model):
+        return MemoryUse(self.taken_bytes(model), None if self.gpu_bytes is None else self.on_gpu.get(model, 0))
+
+    def place(self, model):
+        """Where it goes is decided when its load begins."""
+        if self.gpu_bytes is not None:
+            inside = {*self.in_memory, *self.on_its_way} - {model}
+            free_bytes = max(0, self.gpu_bytes - sum(self.on_gpu[name] for name in inside))
+            self.on_gpu[model] = min(self.taken_bytes(model) or 0, free_bytes)
 
     async def load(self, model):
         self.loads.append(model)
@@ -68,18 +88,21 @@ class SizedRuntime(ScriptedRuntime):
         if model in self.on_its_way:
             self.faults.append(f"{model} was loaded twice at once")
         self.on_its_way.append(model)
+        if model not in self.in_memory:
+            self.place(model)
         try:
             await trio.sleep(self.load_s)
+            if not self.up:
+                raise RuntimeUnavailable("it does not answer")
+            if model in self.broken:
+                raise ModelLoadFailed(f"{model} is broken")
         finally:
             self.on_its_way.remove(model)
-        if not self.up:
-            raise RuntimeUnavailable("it does not answer")
-        if model in self.broken:
-            raise ModelLoadFailed(f"{model} is broken")
         if self.sizes[model] is None:
             return Loaded(None, None)
         self.in_memory.add(model)
-        return Loaded(self.taken_bytes(model), self.load_s * 1000)
+        use = self.memory_of(model)
+        return Loaded(use.size_bytes, self.load_s * 1000, use.vram_bytes)
 
     async def unload(self, model):
         self.unloads.append(model)
@@ -99,6 +122,7 @@ class Rig:
     runtime: SizedRuntime
     other: SizedRuntime
     nursery: trio.Nursery
+    news: Inlet[SessionSignal]  # what the pool itself tells of models
     told: list[tuple[str, ModelState, int | None, str | None]] = attrs.field(factory=list)
 
     @property
@@ -174,21 +198,22 @@ async def rig(
     parallel=8,
     loaded=8,
     make=SizedRuntime,
+    gpu_bytes=None,
     **caps,
 ):
-    """`others` are models of a second runtime, `other`."""
+    """`others` are models of a second runtime, `other`, which uses no GPU."""
     clock = EngineClock.start()
-    runtime = make(clock, load_s=load_s, sizes=dict(sizes), grows=grows)
+    runtime = make(clock, load_s=load_s, sizes=dict(sizes), grows=grows, gpu_bytes=gpu_bytes)
     other = SizedRuntime(clock, load_s=load_s, sizes=dict(others or {}), name="other")
     runtimes = {"scripted": runtime} if others is None else {"scripted": runtime, "other": other}
     catalog = Catalog(runtimes, clock)
     limits = PoolCaps(streams, queued, parallel, loaded, **{"size_overhead": 1.0, **caps})
     commands, inlet = mailbox[Command]("pool", mailbox_capacity(limits, 64))
-    news, _ = mailbox[SessionSignal]("news", 1)
+    news, news_in = mailbox[SessionSignal]("news", 64)
     handle = PoolHandle(ModelPool(inlet, commands, limits, clock, 60.0, news, catalog.listed), commands)
     catalog.seen = handle.see
     await catalog.refresh()
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: handle.pool.run(task_status=task_status))
-        yield Rig(handle, catalog, runtime, other, nursery)
+        yield Rig(handle, catalog, runtime, other, nursery, news_in)
         nursery.cancel_scope.cancel()

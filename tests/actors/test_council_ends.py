@@ -155,9 +155,9 @@ async def test_members_load_for_the_options_that_the_request_has(autojump_clock)
 async def test_a_council_with_a_member_that_can_never_be_had_is_refused_before_it_begins(autojump_clock):
     async with running_slice(runtime(), council()) as s:
         pool = s.core.pool.pool
-        pool.caps = pool.memory.caps = attrs.evolve(pool.caps, budget_bytes=1_300)
+        pool.caps = pool.memory.caps = attrs.evolve(pool.caps, ram_budget_bytes=1_300)
         await finished(s, start(s))  # one after the other they fit
-        pool.caps = pool.memory.caps = attrs.evolve(pool.caps, budget_bytes=900)
+        pool.caps = pool.memory.caps = attrs.evolve(pool.caps, ram_budget_bytes=900)
         with pytest.raises(
             InsufficientMemory, match=r"would take 0.0 MB of memory, and the budget is 0.0 MB"
         ) as caught:

@@ -199,7 +199,7 @@ class CouncilMachine(RuleBasedStateMachine):
         runtime, pool = self.runtime, self.s.core.pool.pool
         assert not runtime.faults
         inside = {*runtime.in_memory, *runtime.on_its_way}
-        assert sum(SIZES[name] for name in inside) <= CAPS.budget_bytes
+        assert sum(SIZES[name] for name in inside) <= CAPS.ram_budget_bytes
         assert len(inside) <= CAPS.loaded_models_max
         assert len(runtime.speaking) <= pool.streams <= CAPS.streams_max
         assert len(set(runtime.speaking)) <= CAPS.parallel_models_max

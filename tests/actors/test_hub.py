@@ -6,6 +6,7 @@ import msgspec
 import pytest
 import trio
 
+from engine.domain.errors import InvalidRequest
 from engine.settings import SessionSettings, Settings
 from tests.fakes.runtime import End, Say, ScriptedRuntime, words
 from tests.fakes.slice import running_slice
@@ -120,8 +121,13 @@ async def test_bad_messages_are_answered_and_the_client_stays(autojump_clock):
         client = s.client()
         for message in (b"", b"[]", b"{", b'{"type":"nope"}', b'{"type":"subscribe","patterns":["("]}', b"\xff"):
             s.core.hub.clients[0].receive(message)
+        s.core.hub.clients[0].refuse(InvalidRequest("bad message: it is binary"))
         errors = client.events("system.error")
-        assert len(errors) == 6
+        assert len(errors) == s.core.hub.counters.bad_messages == 7
+        assert errors[-1]["payload"] | {"details": {}} == {
+            "id": None, "code": "VALIDATION_ERROR", "message": "bad message: it is binary", "retryable": False,
+            "details": {},
+        }  # fmt: skip
         assert {e["payload"]["code"] for e in errors} == {"VALIDATION_ERROR"}
         send(s, 0, type="ping", id="x")
         assert client.events("system.pong")[0]["payload"] == {"id": "x"}

@@ -15,7 +15,7 @@ SIZES = {"small": 2 * GB, "other": 2 * GB, "big": 4 * GB, "huge": 9 * GB}
 
 
 async def test_the_bytes_decide_before_the_counts(autojump_clock):
-    async with rig(SIZES, budget_bytes=6 * GB) as p:
+    async with rig(SIZES, ram_budget_bytes=6 * GB) as p:
         await p.use("small")
         await p.use("other")
         grant = await p.use("big")
@@ -24,7 +24,7 @@ async def test_the_bytes_decide_before_the_counts(autojump_clock):
 
 
 async def test_what_goes_is_no_more_than_must(autojump_clock):
-    async with rig({**SIZES, "tiny": GB}, budget_bytes=9 * GB) as p:
+    async with rig({**SIZES, "tiny": GB}, ram_budget_bytes=9 * GB) as p:
         for model in ("tiny", "big", "small"):
             await p.use(model)
         grant = await p.use("other")  # 7 + 2: just fits
@@ -35,7 +35,7 @@ async def test_what_goes_is_no_more_than_must(autojump_clock):
 
 
 async def test_the_size_the_runtime_reports_counts_once_it_is_known(autojump_clock):
-    async with rig(SIZES, budget_bytes=6 * GB, grows=0.5, size_overhead=2.0) as p:
+    async with rig(SIZES, ram_budget_bytes=6 * GB, grows=0.5, size_overhead=2.0) as p:
         await p.use("small")  # 4 GB by the estimate, 1 GB in truth
         await p.use("other")  # 1 + 4 by the estimates: fits
         assert sorted(p.runtime.in_memory) == ["other", "small"]
@@ -46,7 +46,7 @@ async def test_the_size_the_runtime_reports_counts_once_it_is_known(autojump_clo
 
 
 async def test_what_never_fits_is_refused_with_its_numbers(autojump_clock):
-    async with rig(SIZES, budget_bytes=6 * GB) as p:
+    async with rig(SIZES, ram_budget_bytes=6 * GB) as p:
         await p.use("small")
         with pytest.raises(InsufficientMemory) as caught:
             await p.use("huge")
@@ -61,7 +61,7 @@ async def test_what_never_fits_is_refused_with_its_numbers(autojump_clock):
 
 
 async def test_a_model_larger_than_the_tier_takes_is_refused_even_where_it_fits(autojump_clock):
-    async with rig(SIZES, budget_bytes=60 * GB, model_bytes_max=8 * GB) as p:
+    async with rig(SIZES, ram_budget_bytes=60 * GB, model_bytes_max=8 * GB) as p:
         with pytest.raises(TierLimitExceeded) as caught:
             await p.use("huge")
         assert caught.value.details == {"model": "huge", "model_bytes": 9 * GB, "model_bytes_max": 8 * GB}
@@ -69,7 +69,7 @@ async def test_a_model_larger_than_the_tier_takes_is_refused_even_where_it_fits(
 
 
 async def test_pinned_models_stay_and_what_they_leave_no_room_for_is_refused(autojump_clock):
-    async with rig(SIZES, budget_bytes=6 * GB) as p:
+    async with rig(SIZES, ram_budget_bytes=6 * GB) as p:
         await p.handle.load(p.ref("big"), p.teller("big"), pin=True)
         await p.use("small")
         assert (await p.use("other")).evicted == ("small",)
@@ -89,7 +89,7 @@ async def test_pins_that_fill_every_place_are_a_limit_of_the_tier(autojump_clock
 
 
 async def test_what_is_only_in_use_is_waited_for(autojump_clock):
-    async with rig(SIZES, budget_bytes=6 * GB) as p:
+    async with rig(SIZES, ram_budget_bytes=6 * GB) as p:
         first, second = await p.hold("big"), await p.hold("small")
         waiting = p.start(p.use, "other")
         await wait_all_tasks_blocked()
@@ -104,7 +104,7 @@ async def test_what_is_only_in_use_is_waited_for(autojump_clock):
 
 
 async def test_a_model_that_somebody_else_loaded_takes_its_bytes_and_may_have_to_go(autojump_clock):
-    async with rig(SIZES, budget_bytes=6 * GB) as p:
+    async with rig(SIZES, ram_budget_bytes=6 * GB) as p:
         p.runtime.in_memory.add("big")
         await p.catalog.refresh()
         await trio.sleep(1)
@@ -116,14 +116,14 @@ async def test_a_model_that_somebody_else_loaded_takes_its_bytes_and_may_have_to
 
 
 async def test_a_server_that_neither_loads_nor_tells_takes_no_room(autojump_clock):
-    async with rig({"a": None, "b": None, "c": None, "small": 2 * GB}, budget_bytes=2 * GB, loaded=1) as p:
+    async with rig({"a": None, "b": None, "c": None, "small": 2 * GB}, ram_budget_bytes=2 * GB, loaded=1) as p:
         for model in ("a", "b", "small", "c"):
             assert (await p.use(model)).evicted == ()
         assert p.pool.resident_bytes == 2 * GB
 
 
 async def test_a_new_model_does_not_load_before_the_old_one_is_out(autojump_clock):
-    async with rig(SIZES, budget_bytes=6 * GB, load_s=1.0) as p:
+    async with rig(SIZES, ram_budget_bytes=6 * GB, load_s=1.0) as p:
         p.runtime.unload_s = 2.0
         for model in ("big", "small", "other"):
             await p.use(model)
@@ -131,7 +131,7 @@ async def test_a_new_model_does_not_load_before_the_old_one_is_out(autojump_cloc
 
 
 async def test_a_model_that_has_grown_counts_as_what_it_is_now(autojump_clock):
-    async with rig(SIZES, budget_bytes=6 * GB) as p:
+    async with rig(SIZES, ram_budget_bytes=6 * GB) as p:
         await p.use("small")
         await trio.sleep(1)
         p.runtime.grows = 2.5  # a longer context
@@ -228,7 +228,7 @@ async def test_whoever_leaves_lets_others_move_up_at_once(autojump_clock):
 
 async def test_nobody_is_overtaken_without_end(autojump_clock):
     """`big` needs what `small` holds; others come for `small` all the time."""
-    async with rig(SIZES, budget_bytes=5 * GB, streams=3) as p:
+    async with rig(SIZES, ram_budget_bytes=5 * GB, streams=3) as p:
         served = []
 
         async def come(model, for_s):
@@ -249,7 +249,7 @@ async def test_nobody_is_overtaken_without_end(autojump_clock):
 
 async def test_one_who_waits_long_keeps_others_only_from_what_it_needs(autojump_clock):
     """`big` needs the room of `other`, which was granted longest ago; `small` is in nobody's way."""
-    async with rig(SIZES, budget_bytes=6 * GB) as p:
+    async with rig(SIZES, ram_budget_bytes=6 * GB) as p:
         holder = await p.hold("other")
         await trio.sleep(1)
         small = await p.hold("small")
@@ -269,7 +269,7 @@ async def test_one_who_waits_long_keeps_others_only_from_what_it_needs(autojump_
 
 
 async def test_what_can_never_be_had_is_refused_at_once_whoever_waits_before(autojump_clock):
-    async with rig(SIZES, budget_bytes=6 * GB, streams=2) as p:
+    async with rig(SIZES, ram_budget_bytes=6 * GB, streams=2) as p:
         holder = await p.hold("other")
         small = await p.hold("small")
         p.start(p.use, "big")
@@ -312,7 +312,7 @@ async def test_why_counts_the_same_decision_once(autojump_clock):
 
 
 async def test_what_would_be_decided_now_is_told_without_doing_it(autojump_clock):
-    async with rig(SIZES, budget_bytes=6 * GB) as p:
+    async with rig(SIZES, ram_budget_bytes=6 * GB) as p:
         await p.use("big")
         await p.use("small")
         standing = p.pool.standing(p.ref("other"))
@@ -321,7 +321,7 @@ async def test_what_would_be_decided_now_is_told_without_doing_it(autojump_clock
 
 
 async def test_prefetch_takes_only_free_room_and_only_while_nobody_uses_a_model(autojump_clock):
-    async with rig(SIZES, budget_bytes=6 * GB) as p:
+    async with rig(SIZES, ram_budget_bytes=6 * GB) as p:
         await p.handle.prefetch(p.ref("big"))
         assert (p.kinds("big"), p.pool.counters.prefetches) == (["prefetched"], 1)
         await p.handle.prefetch(p.ref("small"))

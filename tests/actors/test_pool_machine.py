@@ -27,8 +27,10 @@ from engine.domain.models import ModelState
 from tests.actors.pool_rig import rig
 from tests.actors.trio_world import World
 
-SIZES = {"a": 3, "b": 3, "c": 5, "d": 2, "e": 11, "free": None}
-BUDGET, MODELS_MAX, PARALLEL_MAX, STREAMS_MAX, COOL_S = 10, 3, 2, 4, 30
+OURS = {"a": 3, "b": 3, "c": 5, "d": 2, "e": 11, "free": None}
+OTHERS = {"r": 4, "s": 3}  # of a runtime that uses no GPU, and never fails
+SIZES = OURS | OTHERS
+RAM, MODELS_MAX, PARALLEL_MAX, STREAMS_MAX, COOL_S = 10, 3, 2, 4, 30
 MODELS = sorted(SIZES)
 models = st.sampled_from(MODELS)
 
@@ -50,20 +52,23 @@ class Caller:
         return [grant.model for grant in self.got if isinstance(grant, Grant)]
 
 
-def pool_rig():
-    limits = {"budget_bytes": BUDGET, "model_bytes_max": 10, "cooldown_us": COOL_S * 1_000_000}
-    return rig(SIZES, load_s=2, parallel=PARALLEL_MAX, loaded=MODELS_MAX, streams=STREAMS_MAX, **limits)
-
-
 class PoolMachine(RuleBasedStateMachine):
+    ram, vram = RAM, 0
+
     def __init__(self):
         super().__init__()
-        self.world = World(pool_rig)
+        self.world = World(self.rig)
         self.p = self.world.it
         self.refs = {name: self.p.ref(name) for name in MODELS}  # also for while its runtime is away
         self.callers: list[Caller] = []
         self.pins = self.broke = False  # ever
-        self.unloads = 0
+        self.unloads: dict[str, int] = {}
+
+    def rig(self):
+        limits = {"model_bytes_max": 10, "cooldown_us": COOL_S * 1_000_000}
+        budgets = {"ram_budget_bytes": self.ram, "vram_budget_bytes": self.vram, "gpu_bytes": self.vram or None}
+        counts = {"parallel": PARALLEL_MAX, "loaded": MODELS_MAX, "streams": STREAMS_MAX}
+        return rig(OURS, others=OTHERS, load_s=2, **counts, **limits, **budgets)
 
     def teardown(self):
         try:
@@ -121,13 +126,13 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(name=models)
     def prefetch(self, name):
-        before = list(self.p.runtime.unloads)
+        before = self.went()
 
         async def start():
             self.p.start(self.p.handle.prefetch, self.refs[name])
 
         self.world.do(start)
-        assert self.p.runtime.unloads == before
+        assert self.went() == before
 
     @precondition(lambda self: any(not c.gone for c in self.callers))
     @rule(data=st.data())
@@ -194,18 +199,25 @@ class PoolMachine(RuleBasedStateMachine):
     def held(self):
         return [model for caller in self.callers for model in caller.holds]
 
+    def went(self):
+        """The models that had to unload, so far."""
+        return [*self.p.runtime.unloads, *self.p.other.unloads]
+
     def watch(self):
         """Between any two moments of rest: caps hold, and nothing goes that must stay."""
-        runtime, held = self.p.runtime, self.held()
-        assert not runtime.faults
-        inside = {*runtime.in_memory, *runtime.on_its_way}
-        assert sum(SIZES[name] or 0 for name in inside) <= BUDGET
+        runtimes, held = (self.p.runtime, self.p.other), self.held()
+        assert not any(runtime.faults for runtime in runtimes)
+        inside = {name for runtime in runtimes for name in (*runtime.in_memory, *runtime.on_its_way)}
+        on_gpu = sum(self.p.runtime.on_gpu.get(name, 0) for name in inside)
+        assert on_gpu <= self.vram
+        assert sum(SIZES[name] or 0 for name in inside) - on_gpu <= self.ram
         assert sum(SIZES[name] is not None for name in inside) <= MODELS_MAX
         assert len(held) <= STREAMS_MAX
         assert len(set(held)) <= PARALLEL_MAX
-        for name in runtime.unloads[self.unloads :]:
-            assert name not in held, f"{name} was unloaded under its callers"
-        self.unloads = len(runtime.unloads)
+        for runtime in runtimes:
+            for name in runtime.unloads[self.unloads.get(runtime.name, 0) :]:
+                assert name not in held, f"{name} was unloaded under its callers"
+            self.unloads[runtime.name] = len(runtime.unloads)
 
     @invariant()
     def the_books_agree(self):
@@ -228,7 +240,10 @@ class PoolMachine(RuleBasedStateMachine):
             streams = sum(name != "e" for name in caller.names) if caller.stream else 0
             sizes = [SIZES[name] for name in names if SIZES[name] is not None]
             never = streams > STREAMS_MAX or (caller.stream and len(names) > PARALLEL_MAX)
-            never = never or sum(sizes) > BUDGET or len(sizes) > MODELS_MAX or not names
+            in_ram = sum(OTHERS.get(name, 0) for name in names)
+            never = (
+                never or in_ram > self.ram or sum(sizes) > self.ram + self.vram or len(sizes) > MODELS_MAX or not names
+            )
             refused = isinstance(caller.got, TierLimitExceeded | InsufficientMemory)
             if isinstance(caller.got, tuple):
                 assert all(isinstance(got, TierLimitExceeded) for got in caller.got if got.__class__ is not Grant) or (
@@ -236,8 +251,10 @@ class PoolMachine(RuleBasedStateMachine):
                 )
             if never and not caller.gone and not self.pins:  # pins may refuse members, and leave a smaller set
                 assert caller.got is not None
+            # one of a set that is in main memory already stays there, and may leave the others no room
+            sits_badly = self.vram > 0 and len(sizes) > 1 and sum(sizes) > self.ram
             if refused and not self.pins:
-                assert never
+                assert never or sits_badly
 
     @invariant()
     def the_first_in_the_queue_really_has_to_wait(self):
@@ -277,9 +294,21 @@ class PoolMachine(RuleBasedStateMachine):
         for count in range(len(may_go) + 1):
             for go in itertools.combinations(may_go, count):
                 rest = sized - set(go)
-                if len(rest) <= MODELS_MAX and sum(SIZES[name] for name in rest) <= BUDGET:
+                if len(rest) <= MODELS_MAX and self.fits([others.get(name) for name in rest], missing):
                     return True
         return False
+
+    def fits(self, slots, missing):
+        """By trying every split of those of which nobody has said yet where they are."""
+        here = [slot for slot in slots if slot is not None]
+        on_gpu = sum(slot.vram_bytes for slot in here)
+        open_bytes = sum(OURS.get(name, 0) for name in missing) + sum(slot.open_bytes for slot in here)
+        in_ram = sum(slot.size_bytes for slot in here) + sum(SIZES[name] for name in missing) - on_gpu - open_bytes
+        if not self.vram:
+            return in_ram + open_bytes <= self.ram
+        return any(
+            on_gpu + there <= self.vram and in_ram + open_bytes - there <= self.ram for there in range(open_bytes + 1)
+        )
 
     def quiesce(self):
         """Everybody leaves: nothing is held, nobody waits, and no task is left."""
@@ -306,3 +335,14 @@ PoolMachine.TestCase.settings = settings(
     max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )
 TestPool = PoolMachine.TestCase
+
+
+class GpuPoolMachine(PoolMachine):
+    """The same with two memories, and a runtime that puts a model on the GPU as far as there is room, beside one that
+    uses none."""
+
+    ram, vram = 6, 5
+
+
+GpuPoolMachine.TestCase.settings = PoolMachine.TestCase.settings
+TestPoolOnGpus = GpuPoolMachine.TestCase

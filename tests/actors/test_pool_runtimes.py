@@ -20,7 +20,7 @@ async def asked_again(p):
 
 
 async def test_a_runtime_that_is_gone_holds_nothing(autojump_clock):
-    async with rig(OURS, others=OTHERS, budget_bytes=6 * GB) as p:
+    async with rig(OURS, others=OTHERS, ram_budget_bytes=6 * GB) as p:
         for model in ("a", "x"):
             await p.use(model)
         assert p.pool.resident_bytes == 6 * GB
@@ -33,7 +33,7 @@ async def test_a_runtime_that_is_gone_holds_nothing(autojump_clock):
 
 
 async def test_what_others_had_loaded_goes_with_its_runtime_too(autojump_clock):
-    async with rig(OURS, others=OTHERS, budget_bytes=6 * GB) as p:
+    async with rig(OURS, others=OTHERS, ram_budget_bytes=6 * GB) as p:
         p.runtime.in_memory.update("ab")
         await asked_again(p)
         assert p.pool.resident_bytes == 6 * GB
@@ -43,7 +43,7 @@ async def test_what_others_had_loaded_goes_with_its_runtime_too(autojump_clock):
 
 
 async def test_a_stream_keeps_its_model_until_it_ends_also_when_its_runtime_is_gone(autojump_clock):
-    async with rig(OURS, others=OTHERS, budget_bytes=6 * GB) as p:
+    async with rig(OURS, others=OTHERS, ram_budget_bytes=6 * GB) as p:
         holder = await p.hold("a")
         p.runtime.dies()
         await asked_again(p)
@@ -55,7 +55,7 @@ async def test_a_stream_keeps_its_model_until_it_ends_also_when_its_runtime_is_g
 
 @pytest.mark.parametrize("ours", [True, False])
 async def test_a_runtime_that_hangs_may_still_hold_what_it_held(autojump_clock, ours):
-    async with rig(OURS, others=OTHERS, budget_bytes=6 * GB) as p:
+    async with rig(OURS, others=OTHERS, ram_budget_bytes=6 * GB) as p:
         if ours:
             await p.use("a")
         else:
@@ -71,7 +71,7 @@ async def test_a_runtime_that_hangs_may_still_hold_what_it_held(autojump_clock, 
 
 async def test_what_waits_for_the_room_of_a_runtime_that_hangs_is_told_and_served_when_it_can(autojump_clock):
     for after in ("comes_back", "dies"):
-        async with rig(OURS, others=OTHERS, budget_bytes=6 * GB) as p:
+        async with rig(OURS, others=OTHERS, ram_budget_bytes=6 * GB) as p:
             for model in ("a", "b"):
                 await p.use(model)
             p.runtime.hangs()

@@ -69,14 +69,14 @@ async def test_a_member_that_does_not_load_takes_nothing_from_the_others(autojum
 
 
 async def test_a_member_that_can_never_be_had_is_an_error_among_the_grants(autojump_clock):
-    async with rig(SIZES, budget_bytes=6 * GB) as p:
+    async with rig(SIZES, ram_budget_bytes=6 * GB) as p:
         a, huge = await p.use_set(["a", "huge"])
         assert a.model == "a"
         assert isinstance(huge, InsufficientMemory)
 
 
 async def test_a_set_that_never_fits_together_is_refused_as_a_whole(autojump_clock):
-    async with rig(SIZES, budget_bytes=6 * GB) as p:
+    async with rig(SIZES, ram_budget_bytes=6 * GB) as p:
         with pytest.raises(InsufficientMemory) as caught:
             await p.use_set("abcd")
         assert caught.value.details["needed_bytes"] == 8 * GB
@@ -144,13 +144,13 @@ async def test_whoever_waits_for_a_set_when_the_pool_stops_is_told(autojump_cloc
 
 
 async def test_what_fits_is_one_wave(autojump_clock):
-    async with rig(SIZES, budget_bytes=6 * GB) as p:
+    async with rig(SIZES, ram_budget_bytes=6 * GB) as p:
         plan = p.handle.plan(p.refs("abc"))
         assert (names(plan.waves), plan.together) == ([["a", "b", "c"]], True)
 
 
 async def test_what_does_not_fit_comes_in_waves_and_what_is_there_goes_first(autojump_clock):
-    async with rig(SIZES, budget_bytes=5 * GB) as p:
+    async with rig(SIZES, ram_budget_bytes=5 * GB) as p:
         await p.use("c")
         assert names(p.handle.plan(p.refs("abcd")).waves) == [["a", "c"], ["b", "d"]]
     async with rig(SIZES, parallel=3) as p:
@@ -164,7 +164,7 @@ async def test_pinned_models_narrow_the_waves(autojump_clock):
 
 
 async def test_a_plan_names_the_one_that_can_never_be_there(autojump_clock):
-    async with rig(SIZES, budget_bytes=5 * GB) as p:
+    async with rig(SIZES, ram_budget_bytes=5 * GB) as p:
         with pytest.raises(InsufficientMemory, match="huge would take"):
             p.handle.plan(p.refs(["a", "huge"]))
 
@@ -175,7 +175,7 @@ async def test_a_model_may_stand_twice_in_a_plan(autojump_clock):
 
 
 async def test_every_wave_of_a_plan_can_be_had(autojump_clock):
-    async with rig(SIZES, budget_bytes=5 * GB, load_s=1.0) as p:
+    async with rig(SIZES, ram_budget_bytes=5 * GB, load_s=1.0) as p:
         for wave in p.handle.plan(p.refs("abcd")).waves:
             got = await p.use_set([model.name for model in wave])
             assert all(isinstance(grant, Grant) for grant in got)

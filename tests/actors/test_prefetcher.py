@@ -15,7 +15,7 @@ from tests.actors.pool_rig import GB, rig
 from tests.fakes.runtime import Fail, Say, words
 
 SIZES = {"a": 2 * GB, "b": 2 * GB, "c:latest": 2 * GB, "d": 2 * GB}
-LIMITS = {"budget_bytes": 6 * GB, "cooldown_us": 30_000_000}
+LIMITS = {"ram_budget_bytes": 6 * GB, "cooldown_us": 30_000_000}
 
 
 @asynccontextmanager
@@ -46,7 +46,7 @@ async def test_nothing_comes_in_while_a_model_is_in_use(autojump_clock):
 
 
 async def test_what_is_used_often_comes_back_when_there_is_room_again(autojump_clock):
-    async with prefetching(budget_bytes=4 * GB) as p:
+    async with prefetching(ram_budget_bytes=4 * GB) as p:
         for _ in range(3):
             await p.use("a")
         await p.use("b")
@@ -61,7 +61,7 @@ async def test_what_is_used_often_comes_back_when_there_is_room_again(autojump_c
 
 
 async def test_a_model_evicted_a_moment_ago_is_not_brought_back(autojump_clock):
-    async with prefetching(budget_bytes=4 * GB) as p:
+    async with prefetching(ram_budget_bytes=4 * GB) as p:
         for _ in range(3):
             await p.use("a")
         await p.use("b")

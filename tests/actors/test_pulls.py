@@ -70,7 +70,7 @@ async def test_a_model_that_is_here_is_not_downloaded(autojump_clock):
 
 async def test_without_being_asked_the_command_is_named(autojump_clock):
     async with downloads() as d:
-        with pytest.raises(ModelNotFound, match="`wf pull new` downloads it"):
+        with pytest.raises(ModelNotFound, match="if it is to be had, `wf pull new` downloads it"):
             await d.pulls.resolve("new", explicit=False)
         assert d.runtime.pulls == []
 

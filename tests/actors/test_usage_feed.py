@@ -66,6 +66,16 @@ async def test_where_the_runtime_counts_nothing_our_own_count_stands():
     assert (record.runtime, record.local) == ("openai", False)
 
 
+async def test_a_model_that_was_never_asked_read_nothing_and_took_no_time():
+    feed = Feed()
+    feed.feed.observe(opened("1", "far"))
+    never = {"tokens": 0, "prompt_tokens": None, "eval_count": None, "ttft_ms": None, "asked": False}
+    feed.feed.observe(closed("1", reason=EndReason.ABORTED, **never))
+    (record,) = feed.told()
+    assert (record.tokens_in, record.tokens_out, record.ttft_ms, record.duration_ms) == (0, 0, None, None)
+    assert record.reason == "aborted"
+
+
 async def test_a_model_that_nobody_knows_any_more_is_not_taken_for_a_local_one():
     feed = Feed()
     feed.feed.observe(opened("1", "gone", synthetic=True))
@@ -142,8 +152,9 @@ async def test_a_member_that_the_others_made_needless_is_no_request():
     feed.feed.observe(ended(needless, cut="enough of the others have answered"))
     feed.feed.observe(ended(not_let_in, reason=EndReason.ERROR, error={"code": "INSUFFICIENT_MEMORY"}))
     feed.feed.observe(closed("1", reason=EndReason.ABORTED))
-    assert [(one.model, one.tokens_out, one.reason) for one in feed.told()] == [
-        ("a", 7, "finished"), ("far", 0, "aborted"), ("c", 0, "error"), ("d", 0, "aborted"),
+    assert [(one.model, one.tokens_in, one.tokens_out, one.duration_ms, one.reason) for one in feed.told()] == [
+        ("a", None, 7, 0.0, "finished"), ("far", None, 0, 0.0, "aborted"), ("c", 0, 0, None, "error"),
+        ("d", None, 0, None, "aborted"),
     ]  # fmt: skip
 
 

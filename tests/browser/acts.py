@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import time
 import urllib.request
+from collections.abc import Callable
 from typing import Any
 
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from tests.browser.conftest import Address
 from tests.system.process import free_port as free_port
@@ -20,11 +22,38 @@ def ask(page: Page, model: str, max_tokens: int | None = None, prompt: str = "Wh
     page.press("#prompt", "Control+Enter")
 
 
-def run(page: Page, model: str, max_tokens: int) -> None:
-    """Returns once the page shows the new session."""
+def run(page: Page, model: str, max_tokens: int) -> str:
+    """Returns the new session's id once the page shows it."""
     with page.expect_response("**/generate") as accepted:
         ask(page, model, max_tokens)
-    expect(page.locator("#meta")).to_contain_text(accepted.value.json()["session_id"][:8])
+    session: str = accepted.value.json()["session_id"]
+    expect(page.locator("#meta")).to_contain_text(session[:8])
+    return session
+
+
+def at_once(page: Page, *keys: str) -> None:
+    """Presses keys in one turn of the page: it paints nothing between them and no time passes, however slow it is."""
+    page.evaluate(
+        """keys => {
+          const what = { bubbles: true, cancelable: true };
+          for (const key of keys) document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, ...what }));
+        }""",
+        keys,
+    )
+
+
+def stands(page: Page, pattern: str) -> None:
+    """What the engine answers there first is its answer for the rest of the test: the page asks again and again, and
+    other sessions of the same engine end meanwhile."""
+    said: dict[str, Any] = {}
+
+    def answer(route: Route) -> None:
+        said.setdefault(route.request.url, None)
+        if said[route.request.url] is None:
+            said[route.request.url] = route.fetch().json()
+        route.fulfill(json=said[route.request.url])
+
+    page.route(pattern, answer)
 
 
 def show_models(page: Page) -> None:
@@ -34,19 +63,34 @@ def show_models(page: Page) -> None:
 
 
 def ended(page: Page) -> None:
-    expect(page.locator(".lane .state")).to_have_text("DRAINED", timeout=30_000)
+    expect(page.locator(".lane .state")).to_have_text("DRAINED", timeout=60_000)
 
 
 def until(page: Page, condition: str) -> None:
-    """Waits at most 30 s. Playwright's own wait_for_function needs eval, which this page forbids."""
+    """Waits at most 60 s. Playwright's own wait_for_function needs eval, which this page forbids."""
     page.evaluate(
         f"""() => new Promise((done, fail) => {{
-          const limit = performance.now() + 30_000;
+          const limit = performance.now() + 60_000;
           const check = () => ({condition}) ? done() :
-            performance.now() > limit ? fail(new Error("not within 30 s")) : requestAnimationFrame(check);
+            performance.now() > limit ? fail(new Error("not within 60 s")) : requestAnimationFrame(check);
           check();
         }})"""
     )
+
+
+def wait_for(page: Page, met: Callable[[], Any]) -> Any:
+    """The first true value of something this side knows, while the page's messages are taken in. At most 60 s."""
+    limit = time.monotonic() + 60
+    while not (value := met()):
+        assert time.monotonic() < limit
+        page.wait_for_timeout(50)
+    return value
+
+
+def turns(page: Page, count: int) -> None:
+    """Lets the page have its animation frames: what an answer or an event was to do is done by then."""
+    turn = f"let n = 0; const turn = () => (n += 1) > {count} ? done() : requestAnimationFrame(turn); turn();"
+    page.evaluate(f"() => new Promise(done => {{ {turn} }})")
 
 
 def report(page: Page) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """A real engine as a subprocess and a real Chromium. `WF_CHROMIUM` names another browser binary; without one the tests
-are skipped on a desk and fail under CI=1."""
+are skipped on a desk and fail under CI=1. README.md says what `WF_BROWSER_SLOW` and `WF_BROWSER_LATE_MS` are for."""
 
 from __future__ import annotations
 
@@ -10,28 +10,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import attrs
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, WebSocket, expect, sync_playwright
 
+from bench.dashboard_page import ARGS, CHROMIUM
 from tests.system.process import EngineProcess
 
 expect.set_options(timeout=30_000)  # the machine may be busy; only what does not come at all runs into it
 
-CHROMIUM = Path(os.environ.get("WF_CHROMIUM", "/usr/bin/chromium"))
 LIBRARIES = Path(str(files("web").joinpath("static/vendor/vendor.js")))
-ARGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 LOOPBACK = {"127.0.0.1", "localhost", "[::1]"}
+SLOWER = float(os.environ.get("WF_BROWSER_SLOW", "1"))  # how many times slower a page thinks
+LATE_MS = float(os.environ.get("WF_BROWSER_LATE_MS", "0"))  # how much later it is answered
 
 
 @attrs.frozen
@@ -100,10 +94,32 @@ class Watch:
         socket.on("framereceived", lambda payload: self.frames.append(json.loads(payload)))
         socket.on("framesent", lambda payload: self.sent.append(json.loads(payload)))
 
-    def last_energy(self) -> dict:
-        """The newest `energy.update` that came over the wire."""
-        updates = [e for frame in self.frames for e in frame["events"] if e["type"] == "energy.update"]
-        return updates[-1]["payload"]
+    def told(self, type_: str, session: str) -> list[dict[str, Any]]:
+        """What came over the wire of a session. Others may run beside it: the engine is that of many tests."""
+        events = [event for frame in self.frames for event in frame["events"] if event["session_id"] == session]
+        return [event["payload"] for event in events if event["type"] == type_]
+
+    def columns(self, session: str) -> int:
+        """How many columns the field has of a session that is over: one a frame that told of it, and one a frame that
+        never came until its end."""
+        came = {frame["frame"] for frame in self.frames} - {None}
+        told: dict[str, set[int]] = {"energy.update": set(), "experience.session_end": set()}
+        for frame in self.frames:
+            for event in frame["events"]:
+                if event["session_id"] == session and event["type"] in told:
+                    told[event["type"]].add(frame["frame"])
+        first, (end,) = min(told["energy.update"]), told["experience.session_end"]
+        return len(told["energy.update"]) + sum(number not in came for number in range(first, end))
+
+
+def hamper(page: Page) -> None:
+    """Makes a page as slow as the environment says, to find tests that are only right on a machine that is fast."""
+    if SLOWER > 1 or LATE_MS > 0:
+        debugger = page.context.new_cdp_session(page)
+        debugger.send("Emulation.setCPUThrottlingRate", {"rate": SLOWER})
+        debugger.send("Network.enable")
+        full = {"offline": False, "downloadThroughput": -1, "uploadThroughput": -1}
+        debugger.send("Network.emulateNetworkConditions", full | {"latency": LATE_MS})
 
 
 @pytest.fixture
@@ -125,6 +141,7 @@ def open_blank(browser: Browser, watch: Watch) -> Iterator[Callable[[Address], P
         page.on("pageerror", lambda error: watch.faults.append(f"page error: {error}"))
         page.on("request", watch.request)
         page.on("websocket", watch.socket)
+        hamper(page)
         pages.append(page)
         return page
 

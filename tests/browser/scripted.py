@@ -9,6 +9,18 @@ from typing import Any, Final
 
 from playwright.sync_api import Page, WebSocketRoute
 
+# An engine that has nothing to tell says so every second; a line that is silent for 5 s is given up by the page.
+ALIVE: Final = """(() => {
+  const Routed = window.WebSocket;
+  window.WebSocket = class extends Routed {
+    constructor(...words) {
+      super(...words);
+      const data = '{"v":"1.0","frame":null,"events":[]}';
+      const beat = () => this.readyState === Routed.OPEN && this.dispatchEvent(new MessageEvent("message", { data }));
+      this.addEventListener("message", () => setInterval(beat, 1_000), { once: true });
+    }
+  };
+})()"""
 PARAMS: Final = {
     "tier": "mid",
     "window_ms": 1000.0,
@@ -57,7 +69,8 @@ def frame(number: int, *events: Event) -> Message:
 
 
 def peer(page: Page, messages: Iterable[Message] = ()) -> list[WebSocketRoute]:
-    """The page's engine says hello and then `messages`, all at once. Returns the links the page opens, for more."""
+    """The page's engine says hello and then `messages`, all at once, and is alive from then on. Returns the links that
+    the page opens, for more."""
     links: list[WebSocketRoute] = []
     said = [hello(), *messages]
 
@@ -68,6 +81,7 @@ def peer(page: Page, messages: Iterable[Message] = ()) -> list[WebSocketRoute]:
                 link.send(json.dumps(message))
 
     page.route_web_socket("**/ws*", speak)
+    page.add_init_script(ALIVE)
     return links
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.browser.acts import ended, run, until
+from tests.browser.acts import ended, run, stands, until
 from tests.browser.conftest import Watch
 from tests.browser.scripted import NAMES, council, peer, stream_id
 
@@ -18,7 +18,8 @@ CARDS: Final = ("#pool-card", "#gateway-card")
 
 
 def test_the_pool_in_short_is_the_engines_listing(page: Page) -> None:
-    with page.expect_response("**/models", timeout=15_000) as heard:  # asked again by itself
+    stands(page, "**/models")
+    with page.expect_response("**/models") as heard:  # asked again by itself
         pass
     listing = heard.value.json()
     card = page.locator("#pool-card")
@@ -33,6 +34,26 @@ def test_the_pool_in_short_is_the_engines_listing(page: Page) -> None:
             expect(row.locator("td").last).to_have_text("—")
             expect(row.locator("td").last).to_have_attribute("title", re.compile("Not in memory"))
     expect(card.locator("#card-cap")).to_be_visible()
+
+
+def test_the_memory_of_a_gpu_has_a_line_of_its_own(blank: Page) -> None:
+    def on_gpu(route: Route) -> None:
+        listing = route.fetch().json()
+        listing["memory"] |= {"vram_budget_bytes": 8_000_000_000, "used_vram_bytes": 2_000_000_000}
+        listing["memory"] |= {"used_ram_bytes": 1_000_000_000, "used_bytes": 3_000_000_000}
+        listing["models"][0] |= {"resident_bytes": 3_000_000_000, "vram_bytes": 2_000_000_000, "state": "ready"}
+        route.fulfill(json=listing)
+
+    blank.route("**/models", on_gpu)
+    blank.goto("/")
+    card = blank.locator("#pool-card")
+    expect(card).to_contain_text("2.00 GB / 8.00 GB")
+    expect(blank.locator("#card-vram-bar i")).to_have_attribute("style", re.compile("width: 25%"))
+    expect(blank.locator("#card-bar i")).to_have_attribute("title", re.compile("1.00 GB"))
+    card.get_by_role("link", name="Model pool").click()
+    expect(blank.locator("#vram-words")).to_have_text("2.00 GB used · budget 8.00 GB")
+    expect(blank.locator("#ram-words")).to_contain_text("1.00 GB used")
+    expect(blank.locator("#vram-bar i")).to_have_attribute("style", re.compile("width: 25%"))
 
 
 def usage(**totals: Any) -> dict[str, Any]:
@@ -155,16 +176,11 @@ def test_what_was_not_measured_of_two_is_a_dash(blank: Page) -> None:
 # ── charts ──────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def inked(page: Page, chart: str) -> bool:
-    return page.evaluate(
-        """chart => {
-          const canvas = document.querySelector(`${chart} canvas`);
-          if (!canvas) return false;
-          const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
-          return data.some(value => value > 0);
-        }""",
-        chart,
-    )
+INKED: Final = """(canvas => {
+  if (!canvas?.width) return false;
+  const { data } = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height);
+  return data.some(value => value > 0);
+})"""
 
 
 def test_charts_show_what_this_page_heard(page: Page) -> None:
@@ -177,13 +193,10 @@ def test_charts_show_what_this_page_heard(page: Page) -> None:
     expect(page.locator("#speed-chart canvas")).to_be_visible()
     expect(page.locator("#first-chart")).to_have_attribute("aria-label", re.compile(r"The last one: \d+ ms\."))
     for chart in ("#g-ttft-chart", "#g-duration-chart", "#speed-chart", "#first-chart"):
-        until(page, f"document.querySelector('{chart} canvas')")
-        assert inked(page, chart), chart
+        until(page, f"{INKED}(document.querySelector('{chart} canvas'))")
     page.click("#nav-pool")
-    expect(page.locator("#memory-chart")).to_have_attribute(
-        "aria-label", re.compile(r"Now [\d.]+ [kMG]B\."), timeout=15_000
-    )
-    expect(page.locator("#memory-chart canvas")).to_be_visible(timeout=15_000)
+    expect(page.locator("#memory-chart")).to_have_attribute("aria-label", re.compile(r"Now [\d.]+ [kMG]B\."))
+    expect(page.locator("#memory-chart canvas")).to_be_visible()
     page.click("#nav-stream")
     page.locator("body").press("Escape")  # stops it, if it goes on
     ended(page)

@@ -43,7 +43,7 @@ def offering(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Address]:
 def screen(open_blank: Opener, offering: Address) -> Page:
     page = open_blank(offering)
     page.goto("/#/classifier")
-    expect(page.locator("#screen-classifier")).to_be_visible(timeout=15_000)
+    expect(page.locator("#screen-classifier")).to_be_visible()
     return page
 
 
@@ -72,7 +72,7 @@ def test_a_query_gets_a_label_of_each_vocabulary_from_a_real_model(screen: Page)
     screen.fill("#c-docs", "A tower with a lamp.\n\n  \nIt stands at the coast.")
     with screen.expect_response("**/extract_tmd") as heard:
         screen.click("#c-run")
-    expect(screen.locator("#c-answer")).to_be_visible(timeout=30_000)
+    expect(screen.locator("#c-answer")).to_be_visible()
     answer = heard.value.json()
     assert heard.value.request.post_data_json["context_docs"] == ["A tower with a lamp.", "It stands at the coast."]
     for part in PARTS:
@@ -91,7 +91,7 @@ def test_a_query_gets_a_label_of_each_vocabulary_from_a_real_model(screen: Page)
 
 def test_the_taxonomy_is_the_services_own(screen: Page) -> None:
     domains = load_taxonomy().domains
-    assert screen.locator("#c-domains li").all_text_contents() == list(domains.labels)
+    expect(screen.locator("#c-domains li")).to_have_text(list(domains.labels))
     expect(screen.locator("#c-version")).to_contain_text(f"21 domains · taxonomy {domains.version}")
     expect(screen.locator("#c-fallback")).to_contain_text(domains.fallback)
     expect(screen.locator("#c-about")).to_contain_text("stands in for tinyllama:1.1b")

@@ -7,9 +7,9 @@ import re
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page, Route, expect
+from playwright.sync_api import Page, Route, WebSocketRoute, expect
 
-from tests.browser.acts import until
+from tests.browser.acts import turns, until
 from tests.browser.conftest import Watch
 from tests.browser.scripted import (
     FIRST_FRAME,
@@ -33,13 +33,14 @@ pytestmark = pytest.mark.browser
 Message = dict[str, Any]
 
 
-def shown(page: Page, messages: list[Message], where: str = "") -> None:
-    """Opens the page on a peer that has said all this, and waits until it is painted."""
-    peer(page, messages)
+def shown(page: Page, messages: list[Message], where: str = "") -> list[WebSocketRoute]:
+    """Opens the page on a peer that has said all this, and waits until it is painted. Returns the page's links."""
+    links = peer(page, messages)
     page.goto(f"/{where}")
     expect(page.locator("#meta")).to_contain_text(SESSION[:8])
     updates = sum(one["type"] == "energy.update" for message in messages for one in message["events"])
     until(page, f"window.__wf.columns >= {updates}")
+    return links
 
 
 def measured(page: Page, name: str) -> Any:
@@ -224,8 +225,9 @@ def test_agreement_of_each_two_is_what_the_engine_measured(blank: Page) -> None:
 
 def test_missed_frames_are_blank_columns_in_every_lane(blank: Page) -> None:
     messages = council(2, 3)
-    kept = messages[:60] + messages[90:]
-    shown(blank, kept)
+    links = shown(blank, messages[:60])  # painted: else the page might believe itself in the background
+    for message in messages[90:]:
+        links[0].send(json.dumps(message))
     until(blank, "window.__wf.columns === 180")  # time is not closed up
     assert measured(blank, "gaps") == 30
     place = plot(blank, 2)
@@ -318,6 +320,7 @@ def limited(page: Page, tier: str, models: int, *, turbo: bool) -> None:
 def test_the_tier_cap_explains_itself(blank: Page) -> None:
     limited(blank, "low", 2, turbo=False)
     blank.goto("/")
+    blank.wait_for_selector("#run:not([disabled])")  # it knows the models too
     blank.locator("#modes").get_by_text("Council").click()
     expect(blank.locator("#mode-turbo")).to_be_disabled()
     expect(blank.locator("#modes label", has_text="Turbo")).to_have_attribute("title", re.compile("low has no turbo"))
@@ -358,6 +361,24 @@ def test_a_council_is_asked_with_its_members(blank: Page, watch: Watch) -> None:
     assert asked[0]["mode"] == "turbo"
     assert set(asked[0]["models"]) == {"synthetic/steady", "embedded/lexicon", "embedded/hacker"}
     assert "model" not in asked[0]
+
+
+def test_a_list_of_models_that_comes_again_leaves_the_choice_and_the_focus(blank: Page) -> None:
+    """The page asks for it every few seconds, also while somebody picks."""
+    limited(blank, "mid", 4, turbo=True)
+    blank.goto("/")
+    blank.wait_for_selector("#run:not([disabled])")
+    blank.locator("#modes").get_by_text("Council").click()
+    blank.locator("#picker summary").click()
+    boxes = blank.locator("#picker-list input")
+    for box in boxes.all():
+        box.uncheck()
+    boxes.nth(1).focus()
+    with blank.expect_response("**/models"):
+        pass
+    turns(blank, 6)
+    expect(blank.locator("#picker-list input:checked")).to_have_count(0)
+    expect(boxes.nth(1)).to_be_focused()
 
 
 def test_a_council_of_one_is_refused_here(blank: Page) -> None:

@@ -87,7 +87,7 @@ def test_a_refusal_is_shown(docs, watch):
 
 
 def test_a_stream_is_shown_as_it_comes_and_can_be_left(docs, engine):
-    body = {"model": "synthetic/stalling", "prompt": "x", "parameters": {"max_tokens": 60}}
+    body = {"model": "synthetic/stalling", "prompt": "x", "parameters": {"max_tokens": 3000}}
     asked = httpx.post(f"{engine.http}/generate", json=body, trust_env=False).json()
     call = opened(docs, "get_stream_session_id")
     call.get_by_label("session_id").fill(asked["session_id"])
@@ -112,13 +112,13 @@ def test_it_is_dark_or_light_and_remembers(docs):
     background = "getComputedStyle(document.body).backgroundColor"
     dark = docs.evaluate(background)
     docs.locator("#theme").click()
+    expect(docs.locator("body")).not_to_have_css("background-color", dark)
     light = docs.evaluate(background)
-    assert dark != light
     docs.reload()
-    assert docs.evaluate(background) == light
+    expect(docs.locator("body")).to_have_css("background-color", light)
 
 
 def test_it_fits_a_narrow_window(docs):
     docs.set_viewport_size({"width": 360, "height": 700})
-    opened(docs, "post_generate")
+    expect(opened(docs, "post_generate").locator("h4").first).to_be_visible()
     assert docs.evaluate("document.documentElement.scrollWidth <= innerWidth")

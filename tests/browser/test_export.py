@@ -17,7 +17,7 @@ from playwright.sync_api import Download, Page, expect
 from tests.browser.acts import ended, run, until
 from tests.browser.conftest import Watch
 from tests.browser.scripted import SESSION, council, peer, stream_id
-from tests.browser.test_replay import open_file, over
+from tests.browser.test_replay import open_file, over, seen
 
 pytestmark = pytest.mark.browser
 
@@ -59,11 +59,9 @@ def same(cell: str, value: float | None) -> bool:
 
 
 def test_a_session_of_the_engine_is_saved_as_it_came(page: Page, watch: Watch) -> None:
-    run(page, "synthetic/steady", max_tokens=25)
+    session = run(page, "synthetic/steady", max_tokens=25)
     ended(page)
     until(page, "window.__wf.tokens === 25")
-    ends = [e for f in watch.frames for e in f["events"] if e["type"] == "experience.session_end"]
-    session = ends[-1]["session_id"]
     came = wire(watch.frames, session)
     requests: list[str] = []
     page.on("request", lambda request: requests.append(request.url))
@@ -95,7 +93,7 @@ def test_the_csv_has_entropy_and_stalls_as_the_engine_told_them(blank: Page) -> 
     messages = over(2, 5)
     peer(blank, messages)
     blank.goto("/")
-    until(blank, "window.__wf.columns === 300")
+    seen(blank, 300)
     rows = list(csv.DictReader(io.StringIO(content(save(blank, "csv")))))
     last: dict[str, Any] = {}
     entropies = {}
@@ -128,7 +126,7 @@ def test_where_frames_were_missed_a_stall_is_not_known(blank: Page) -> None:
     del messages[60:70]
     peer(blank, messages)
     blank.goto("/")
-    until(blank, "window.__wf.columns === 120")
+    seen(blank, 120)
     rows = list(csv.DictReader(io.StringIO(content(save(blank, "csv")))))
     unknown = [row for row in rows if row["stall"] == ""]
     assert [row["stream"] for row in unknown] == [stream_id(0), stream_id(1)]
@@ -139,7 +137,7 @@ def test_the_trace_is_what_perfetto_reads(blank: Page) -> None:
     messages = over(3, 3)
     peer(blank, messages)
     blank.goto("/")
-    until(blank, "window.__wf.columns === 180")
+    seen(blank, 180)
     trace = json.loads(content(save(blank, "trace")))
     assert set(trace) == {"traceEvents", "displayTimeUnit", "otherData"}
     events = trace["traceEvents"]
@@ -163,7 +161,7 @@ def test_the_trace_is_what_perfetto_reads(blank: Page) -> None:
 def test_the_picture_is_a_png_of_the_field(blank: Page) -> None:
     peer(blank, over(2, 2, synthetic=True))
     blank.goto("/")
-    until(blank, "window.__wf.columns === 120")
+    seen(blank, 120)
     saved = save(blank, "png")
     assert re.fullmatch(NAME + r"-field\.png", saved.suggested_filename)
     data = Path(saved.path()).read_bytes()
@@ -177,7 +175,7 @@ def test_the_picture_is_a_png_of_the_field(blank: Page) -> None:
 def test_a_saved_session_can_be_replayed_and_saved_again(blank: Page, tmp_path: Path) -> None:
     peer(blank, over(2, 2))
     blank.goto("/")
-    until(blank, "window.__wf.columns === 120")
+    seen(blank, 120)
     first = save(blank, "jsonl")
     path = tmp_path / first.suggested_filename
     first.save_as(path)

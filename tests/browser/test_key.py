@@ -21,7 +21,7 @@ def test_with_the_key_as_a_password_the_page_is_live(browser: Browser, locked):
     try:
         page = context.new_page()
         page.goto("/")
-        expect(page.locator("#run")).to_be_enabled(timeout=15_000)
+        expect(page.locator("#run")).to_be_enabled()
         assert KEY not in page.content()
     finally:
         context.close()

@@ -7,10 +7,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.acts import until
 from tests.browser.scripted import SESSION, council, peer
 from tests.browser.test_a11y import TOOLS, violations
-from tests.browser.test_replay import over
+from tests.browser.test_replay import over, seen
 from tests.fakes.npm import installed
 
 pytestmark = pytest.mark.browser
@@ -34,7 +33,7 @@ def test_every_kind_of_thing_is_found_and_run_with_the_keyboard(blank: Page) -> 
     peer(blank, over(3, 2))
     blank.goto("/")
     blank.wait_for_selector("#run:not([disabled])")
-    until(blank, "window.__wf.columns === 120")
+    seen(blank, 120)
     type_and_run(blank, "screen pool", "Pool")
     expect(blank.locator("#screen-pool")).to_be_visible()
     type_and_run(blank, "ask embedded/hacker", "Ask embedded/hacker")

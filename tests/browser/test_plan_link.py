@@ -14,7 +14,7 @@ import attrs
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from tests.browser.acts import ended, free_port, post, report, run, until
+from tests.browser.acts import ended, free_port, post, report, run, until, wait_for
 from tests.browser.conftest import Address, Watch, serving
 from tests.browser.small_ollama import STEP_S, WATCHDOG_S, SmallOllama, small_ollama
 from tests.system.process import EngineProcess
@@ -22,6 +22,8 @@ from tests.system.process import EngineProcess
 pytestmark = pytest.mark.browser
 
 Opener = Callable[[Address], Page]
+
+WORDS = 240  # ten seconds of them: there are some left, however late the page is
 
 SIX = (
     "synthetic/steady",
@@ -81,19 +83,6 @@ def council(engine: Address, tokens: int) -> str:
     return answer["session_id"]
 
 
-def of_type(watch: Watch, type_: str) -> list[dict[str, Any]]:
-    return [event["payload"] for frame in watch.frames for event in frame["events"] if event["type"] == type_]
-
-
-def wait_for(page: Page, met: Callable[[], Any]) -> Any:
-    """The first true value of something this side knows, while the page's messages are taken in."""
-    limit = time.monotonic() + WATCHDOG_S
-    while not (value := met()):
-        assert time.monotonic() < limit
-        page.wait_for_timeout(50)
-    return value
-
-
 # ── smoke ───────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -106,11 +95,11 @@ def test_a_council_of_six_on_a_real_engine(page: Page, high: Address, watch: Wat
     session = council(high, tokens=12)
     expect(page.locator("#meta")).to_contain_text(session[:8])
     expect(page.locator(".lane")).to_have_count(6)
-    wait_for(page, lambda: of_type(watch, "council.synthesis"))
+    wait_for(page, lambda: watch.told("council.synthesis", session))
     expect(page.locator(".lane .state")).to_have_text(["DRAINED"] * 6)
     texts: dict[str, str] = {}
     counts: dict[str, int] = {}
-    for payload in of_type(watch, "experience.token"):
+    for payload in watch.told("experience.token", session):
         for token in payload["tokens"]:
             texts[payload["model"]] = texts.get(payload["model"], "") + token["text"]
             counts[payload["model"]] = counts.get(payload["model"], 0) + 1
@@ -129,21 +118,23 @@ def test_a_council_of_six_on_a_real_engine(page: Page, high: Address, watch: Wat
 def test_escape_reaches_the_model_server_and_nothing_comes_after(
     page: Page, endless: EndlessOllama, watch: Watch
 ) -> None:
-    expect(page.locator("#model option[value='endless:1b']")).to_be_attached(timeout=15_000)
+    expect(page.locator("#model option[value='endless:1b']")).to_be_attached()
     endless.left.clear()
-    run(page, "endless:1b", max_tokens=100_000)
+    session = run(page, "endless:1b", max_tokens=100_000)
     until(page, "window.__wf.tokens >= 5")
     page.keyboard.press("Escape")
     assert endless.left.wait(WATCHDOG_S)
     expect(page.locator("#outcome")).to_contain_text("Stopped in")
-    (end,) = of_type(watch, "experience.session_end")[-1:]
+    (end,) = watch.told("experience.session_end", session)
     assert end["reason"] == "aborted"
     told = end["totals"]["tokens"]
     until(page, f"window.__wf.strikes === {told}")
     text = page.locator(".lane .text").text_content() or ""
     assert text.split() == ["on"] * told  # what came stays
-    drawn = page.evaluate("window.__wf.columns")
-    page.wait_for_timeout(200)
+    drawn = watch.columns(session)
+    until(page, f"window.__wf.columns === {drawn}")
+    heard = report(page)["framesReceived"]
+    until(page, f"window.__wf.framesReceived > {heard}")  # the engine goes on to tell that it lives
     assert (report(page)["strikes"], page.evaluate("window.__wf.columns")) == (told, drawn)
 
 
@@ -184,7 +175,7 @@ def test_an_engine_that_is_killed_and_started_again(open_blank: Opener, tmp_path
         assert len(kept.split()) >= 5
         (tmp_path / "engine" / "ports.json").unlink()
         second = EngineProcess.spawn(tmp_path / "engine", *ports).wait_ready()
-        expect(page.locator("#connection")).to_have_text("connected", timeout=15_000)
+        expect(page.locator("#connection")).to_have_text("connected")
         expect(trouble).to_be_hidden()
         expect(page.locator("#outcome")).to_contain_text("Lost: the engine no longer knows this session")
         assert page.locator(".lane .text").text_content() == kept
@@ -221,19 +212,19 @@ def test_a_page_that_gets_no_animation_frames_asks_for_few_and_loses_no_token(
     page.add_init_script(HOLD_FRAMES)
     page.goto("/")
     page.wait_for_selector("#run:not([disabled])")
-    run(page, "synthetic/steady", max_tokens=60)
+    session = run(page, "synthetic/steady", max_tokens=WORDS)
     until(page, "window.__wf.tokens >= 3")
     page.evaluate("window.held = true")
     wait_for(page, lambda: rates(watch)[-1] == 4)
     drawn = page.evaluate("window.__wf.framesDrawn")
-    heard = len(of_type(watch, "experience.token"))
-    wait_for(page, lambda: len(of_type(watch, "experience.token")) >= heard + 3)
+    heard = len(watch.told("experience.token", session))
+    wait_for(page, lambda: len(watch.told("experience.token", session)) >= heard + 3)
     assert page.evaluate("window.__wf.framesDrawn") == drawn  # nothing was drawn, and nothing waits to be
     page.evaluate("window.goOn()")
     wait_for(page, lambda: rates(watch)[-1] == 60)
     ended(page)
-    until(page, "window.__wf.strikes === 60")
-    assert len((page.locator(".lane .text").text_content() or "").split()) == 60
+    until(page, f"window.__wf.strikes === {WORDS}")
+    assert len((page.locator(".lane .text").text_content() or "").split()) == WORDS
     columns = "async () => (await import('/static/columns.js')).COLUMNS"
     assert page.evaluate("window.__wf.columns") <= page.evaluate(columns)
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from tests.browser.acts import ended, report, run, until
+from tests.browser.acts import at_once, ended, report, run, turns, until
 from tests.browser.conftest import Watch
 from tests.browser.scripted import FIRST_FRAME, SESSION, council, event, frame, peer, stream_id
 
@@ -66,16 +66,17 @@ def tokens_until(messages: list[dict[str, Any]], slot: int, frames: int) -> int:
 
 
 def test_a_session_that_is_over_is_replayed_frame_by_frame(page: Page, watch: Watch) -> None:
-    run(page, "synthetic/steady", max_tokens=30)
+    session = run(page, "synthetic/steady", max_tokens=30)
     ended(page)
-    until(page, "window.__wf.strikes === 30")
-    text, live, columns = page.locator(".lane .text").text_content(), drawn(page), page.evaluate("window.__wf.columns")
+    columns = watch.columns(session)
+    until(page, f"window.__wf.strikes === 30 && window.__wf.columns === {columns}")
+    text, live = page.locator(".lane .text").text_content(), drawn(page)
     page.click("#replay-this")
     expect(page.locator("#replaying")).to_contain_text("REPLAY")
     expect(page.locator("#synthetic")).to_be_visible()
     expect(page).to_have_title("REPLAY · WF Engine")
     page.select_option("#replay-speed", "4")
-    expect(page.locator("#replay-play")).to_have_text("Again", timeout=30_000)
+    expect(page.locator("#replay-play")).to_have_text("Again")
     until(page, f"window.__wf.columns === {columns}")
     assert drawn(page) == live
     assert page.locator(".lane .text").text_content() == text
@@ -173,16 +174,18 @@ def test_keys_and_stop_in_a_replay_touch_nothing_that_runs(page: Page) -> None:
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
     page.click("#title")  # out of the prompt
-    page.locator("body").press("g")
-    page.locator("body").press("r")
+    speed = page.locator("#replay-speed")
+    speed.evaluate("select => { select.value = '0.25'; }")  # a quarter of a minute, in which somebody looks
+    at_once(page, "g", "r")
     expect(page.locator("#replay-play")).to_have_text("Pause")
     page.locator("body").press(" ")
     expect(page.locator("#replay-play")).to_have_text("Play")
     seek(page, 0.5)
     page.locator("body").press("Escape")
     expect(page.locator("#run")).to_be_hidden()
+    speed.select_option("4")
     page.locator("body").press(" ")
-    expect(page.locator("#replay-play")).to_have_text("Again", timeout=20_000)
+    expect(page.locator("#replay-play")).to_have_text("Again")
     assert not [url for url in asked if url.endswith(("/stop", "/generate"))]
 
 
@@ -199,6 +202,31 @@ def test_a_file_is_replayed_as_what_it_is(blank: Page, tmp_path: Path) -> None:
     seek(blank, 2)
     until(blank, "window.__wf.columns === 120")
     assert strikes(blank) == [tokens_until(messages, slot, 120) for slot in range(2)]
+
+
+def test_a_file_that_is_read_late_takes_nothing_from_what_was_opened_since(blank: Page, tmp_path: Path) -> None:
+    peer(blank, over(2, 2))
+    blank.goto("/")
+    seen(blank, 120)
+    blank.evaluate(
+        """() => {
+          const { text } = Blob.prototype;
+          const held = (file, done) => { window.goOn = () => done(text.call(file)); };
+          File.prototype.text = function () { return new Promise(done => held(this, done)); };
+        }"""
+    )
+    path = as_file(tmp_path / "s.jsonl", council(1, 1))
+    blank.click("#nav-replay")
+    expect(blank.locator("#replay-play")).to_have_text("Again")
+    open_file(blank, path)
+    blank.evaluate("location.hash = '#/replay/none'")
+    expect(blank.locator("#replay-trouble")).to_contain_text("no recording of session none")
+    blank.evaluate(f"location.hash = '#/replay/{SESSION[:8]}?at=1'")
+    expect(blank.locator("#replay-time")).to_have_text("1.00 s of 2.00 s")
+    blank.evaluate("window.goOn()")
+    turns(blank, 20)
+    expect(blank.locator("#replay-time")).to_be_visible()
+    expect(blank.locator("#replaying")).not_to_contain_text("from a file")
 
 
 def test_a_recording_without_its_end_says_so(blank: Page, tmp_path: Path) -> None:

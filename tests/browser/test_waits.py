@@ -39,7 +39,7 @@ def mocked(tmp_path_factory: pytest.TempPathFactory, mock_url: str) -> Iterator[
 def page(open_blank: Callable[[Address], Page], mocked: Address) -> Page:
     page = open_blank(mocked)
     page.goto("/")
-    expect(page.locator("#model option[value='mock:steady']")).to_be_attached(timeout=15_000)
+    expect(page.locator("#model option[value='mock:steady']")).to_be_attached()
     return page
 
 

@@ -6,10 +6,15 @@ import pytest
 
 from engine import hardware
 from engine.hardware import MIB, gpu_bytes, ram_is_short, read_machine
+from tests.fakes.processes import WATCHDOG_S
 
 
 @pytest.fixture
-def nvidia(tmp_path):
+def nvidia(tmp_path, monkeypatch):
+    """Installs a program as nvidia-smi. It is waited for longer than in the engine: a busy machine takes its time to
+    start one."""
+    monkeypatch.setattr(hardware, "NVIDIA_TIMEOUT_S", WATCHDOG_S)
+
     def install(script):
         path = tmp_path / "nvidia-smi"
         path.write_text(f"#!/bin/sh\n{script}\n")

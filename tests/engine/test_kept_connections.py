@@ -16,7 +16,7 @@ from engine.settings import BrokerSettings, OllamaSettings, OpenAISettings, Secr
 from policies.broker import BrokerMode
 from policies.providers import provider_specs
 from policies.tiers import TierChoice
-from tests.transport.test_connections import Server, serving
+from tests.transport.test_connections import SOON_S, Server, serving
 from transport.connections import ConnectionPool
 
 SAID = b'{"version": "0.12.6", "models": [], "object": "list", "data": []}'
@@ -38,12 +38,14 @@ async def test_a_burst_of_questions_to_a_server_of_this_machine_takes_one_connec
         )
         runtimes = await runtimes_of(settings)
         runtime, (kept,) = runtimes.by_name[kind], runtimes.pools
+        assert (kept.name, kept.idle_s) == (kind, LOCAL_IDLE_S)
+        kept.idle_s = SOON_S  # a busy machine may take that long between two questions
         async with runtimes.attended():
             for _ in range(3):
                 assert (await runtime.probe()).up
                 await runtime.list_models()
             assert server.connections == 1
-            assert (kept.name, kept.idle_s, kept.figures.idle) == (kind, LOCAL_IDLE_S, 1)
+            assert kept.figures.idle == 1
         assert kept.figures.idle == 0
         await runtime.probe()  # and as long as nobody attends to them each has its own
         await runtime.probe()

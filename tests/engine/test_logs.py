@@ -13,8 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from engine import logs as engine_logs
 from engine.domain.errors import RestartsExhausted
 from engine.logs import LINE_MAX_CHARS, QUEUE_LINES, THIRD_PARTY, LineHandler, configure, describe, escape
+from tests.fakes.processes import WATCHDOG_S
 
 LOGGER = logging.getLogger("actors.pool")
 
@@ -27,6 +29,12 @@ class Logs:
     def lines(self) -> list[str]:
         self.handler.close()
         return self.stream.getvalue().splitlines()
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch):
+    """Closing waits for the thread that writes, however late it comes; an engine that ends does not."""
+    monkeypatch.setattr(engine_logs, "CLOSE_WAIT_S", WATCHDOG_S)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from engine.domain.errors import AddressInUse, ConfigError
 from engine.state import EngineAddress, open_state, ram_total_bytes, read_engine, state_path, write_address
+from tests.fakes.processes import open_files
 
 HTTP, WS = "http://127.0.0.1:8145", "ws://127.0.0.1:8146/ws"
 
@@ -68,7 +69,7 @@ def test_published_address_is_read_until_close(folder):
     folder.close()
     folder.close()
     assert read_engine(folder.path) is None
-    assert sorted(path.name for path in folder.path.iterdir()) == ["lock", "token"]
+    assert [path.name for path in folder.path.iterdir()] == ["lock"]
 
 
 def test_a_second_engine_is_told_who_holds_the_folder(folder):
@@ -128,7 +129,9 @@ def test_children_do_not_inherit_the_lock(folder):
         child.communicate(b"\n")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40, deadline=None)
+@settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=40, deadline=None
+)
 @given(st.binary(max_size=100) | st.builds(lambda pid: b'{"pid":%d,"http":"h","ws":"w"}' % pid, st.integers(-9, 2**70)))
 @example(b'{"pid":-1,"http":"h","ws":"w","services":{}}')
 @example(b"[" * 65_536)
@@ -161,7 +164,7 @@ def test_a_link_to_a_folder_of_ours_is_followed(tmp_path):
     (tmp_path / "link").symlink_to("real")
     open_state(tmp_path / "link").close()
     assert mode(tmp_path / "real") == 0o700
-    assert (tmp_path / "real" / "token").exists()
+    assert (tmp_path / "real" / "lock").exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make another user's folder")
@@ -221,10 +224,10 @@ def test_a_write_that_fails_keeps_the_old_file_whole_and_leaves_no_other(folder)
 def test_a_start_that_fails_lets_the_folder_go(tmp_path):
     (tmp_path / "token").mkdir()
     (tmp_path / "token" / "in the way").touch()
-    open_files = len(os.listdir("/proc/self/fd"))
+    before = open_files()
     with pytest.raises(ConfigError, match="cannot be used"):
         open_state(tmp_path)
-    assert len(os.listdir("/proc/self/fd")) == open_files
+    assert open_files() <= before
     (tmp_path / "token" / "in the way").unlink()
     (tmp_path / "token").rmdir()
     open_state(tmp_path).close()
@@ -235,6 +238,25 @@ def test_port_file(tmp_path):
     assert json.loads((tmp_path / "port.json").read_text()) == {"pid": 7, "http": HTTP, "ws": WS, "services": {}}
     with pytest.raises(ConfigError, match="No such file"):
         write_address(tmp_path / "nowhere" / "port.json", EngineAddress(7, HTTP, WS))
+
+
+def test_what_a_start_wrote_goes_with_it(tmp_path):
+    port_file = tmp_path / "port.json"
+    folder = open_state(tmp_path / "state")
+    address = folder.publish(HTTP, WS, None, port_file)
+    assert json.loads(port_file.read_text())["pid"] == address.pid
+    folder.close()
+    assert not port_file.exists()
+    assert [file.name for file in (tmp_path / "state").iterdir()] == ["lock"]
+
+
+def test_a_port_file_of_another_engine_stays(tmp_path):
+    port_file = tmp_path / "port.json"
+    folder = open_state(tmp_path / "state")
+    folder.publish(HTTP, WS, None, port_file)
+    write_address(port_file, EngineAddress(7, HTTP, WS))
+    folder.close()
+    assert json.loads(port_file.read_text())["pid"] == 7
 
 
 def test_where_the_folder_is(tmp_path):

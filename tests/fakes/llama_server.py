@@ -21,8 +21,8 @@ import pytest
 
 from tests.system.process import EngineProcess
 
-WATCHDOG_S: Final = 60.0  # generous: only something stuck runs into it
-START_S: Final = 20.0  # two hundred times what a start takes
+WATCHDOG_S: Final = 120.0  # generous: only something stuck runs into it
+START_S: Final = 60.0  # hundreds of times what a start takes, once its library has been read from the disk
 STARTS_MAX: Final = 3
 STEP_S: Final = 0.02
 SLOTS: Final = 2  # answers at a time; each has a context of its own

@@ -14,6 +14,7 @@ from wsproto.frame_protocol import FrameProtocol, Opcode
 
 from actors.frame_client import Sink
 from actors.frame_history import Since
+from engine.domain.errors import EngineError
 
 Stream = trio.abc.HalfCloseableStream
 
@@ -212,6 +213,7 @@ class RecordedClient:
     sink: Sink
     since: Since | None = None
     received: list[bytes] = attrs.field(factory=list)
+    refused: list[EngineError] = attrs.field(factory=list)
     detached: int = 0
     on_message: Callable[[bytes], None] | None = None
 
@@ -219,6 +221,9 @@ class RecordedClient:
         self.received.append(message)
         if self.on_message is not None:
             self.on_message(message)
+
+    def refuse(self, error: EngineError) -> None:
+        self.refused.append(error)
 
     def detach(self) -> None:
         self.detached += 1

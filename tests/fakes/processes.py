@@ -13,7 +13,7 @@ from typing import Final, TypeVar
 import trio
 
 ROOT: Final = Path(__file__).parents[2]
-WATCHDOG_S: Final = 30.0  # never reached unless something is broken
+WATCHDOG_S: Final = 120.0  # never reached unless something is broken
 STEP_S: Final = 0.01
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ def is_running(pid: int) -> bool:
     """False for a zombie too."""
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):  # it has gone, before the file was opened or before it was read
         return False
     return state not in "ZX"
 
@@ -66,8 +66,16 @@ def children_of_thread(thread: int) -> list[int]:
     return [int(pid) for pid in proc(os.getpid(), f"task/{thread}/children").split()]
 
 
-def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+def open_files() -> set[tuple[str, str]]:
+    """Our descriptors with what each is. What is there now and was not before has been left open since; others may
+    have been closed meanwhile, by whoever opened them."""
+    found = set()
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            found.add((name, os.readlink(f"/proc/self/fd/{name}")))
+        except FileNotFoundError:  # the listing's own
+            continue
+    return found
 
 
 def is_reaped(pid: int) -> bool:

@@ -11,7 +11,7 @@ import trio.lowlevel
 
 from engine.domain.errors import EngineError, ModelNotFound
 from engine.domain.generation import Chunk, Clock, EndReason, GenerationEnd, GenerationRequest, TokenLogprob, TopEntry
-from engine.domain.models import Capability, Loaded, ModelInfo, Probe
+from engine.domain.models import Capability, Loaded, MemoryUse, ModelInfo, Probe
 from engine.domain.pull import PullProgress
 
 
@@ -78,9 +78,9 @@ class ScriptedRuntime:
     async def list_models(self) -> tuple[ModelInfo, ...]:
         return tuple(ModelInfo(m, self.name, 1000, capabilities=(Capability.COMPLETION,)) for m in self.models)
 
-    async def resident(self) -> dict[str, int | None] | None:
+    async def resident(self) -> dict[str, MemoryUse] | None:
         await trio.lowlevel.checkpoint()
-        return None if self.silent else dict.fromkeys(self.in_memory, 1000)
+        return None if self.silent else dict.fromkeys(self.in_memory, MemoryUse(1000))
 
     async def load(self, model: str) -> Loaded:
         self.loads.append(model)

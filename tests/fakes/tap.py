@@ -33,19 +33,38 @@ class Heard:
     whole: bool
 
 
+_Exchange = tuple[Heard, tuple[int, int] | None]  # and where it ends: bytes up and down
+
+
 @attrs.define(eq=False)
 class _Line:
     """One connection, with one request after another. `over` is set when both sides have ended; what lies before
-    `forgotten` (bytes up and down) is nobody's business any more."""
+    `begun` (bytes up and down) is nobody's business any more, nor are the first `forgotten` exchanges behind it."""
 
     up: bytearray = attrs.field(factory=bytearray)
     down: bytearray = attrs.field(factory=bytearray)
     over: threading.Event = attrs.field(factory=threading.Event)
-    forgotten: tuple[int, int] = (0, 0)
+    begun: tuple[int, int] = (0, 0)
+    forgotten: int = 0
+    _read: tuple[tuple[int, ...], list[_Exchange]] = ((), [])  # what was made of how many bytes: a flood takes long
 
     def exchanges(self) -> list[Heard]:
-        up, down = self.forgotten
-        return list(_exchanges(bytes(self.up[up:]), bytes(self.down[down:])))
+        return [heard for heard, _ in self._all()][self.forgotten :]
+
+    def forget(self) -> None:
+        """All that was asked so far. What is not answered yet stays and is passed over: its answer is to come."""
+        (up, down), self.forgotten = self.begun, 0
+        for _, end in self._all():
+            if end is None:
+                self.forgotten = 1
+            else:
+                self.begun = (up + end[0], down + end[1])
+
+    def _all(self) -> list[_Exchange]:
+        (up, down), up_end, down_end = self.begun, len(self.up), len(self.down)
+        if self._read[0] != (read := (up, up_end, down, down_end)):
+            self._read = read, list(_exchanges(bytes(self.up[up:up_end]), bytes(self.down[down:down_end])))
+        return self._read[1]
 
     def settled(self) -> bool:
         """Whether all that was asked is answered, or never will be."""
@@ -72,9 +91,9 @@ class Tap:
         return found
 
     def forget(self) -> None:
-        """Whatever was asked so far. Nothing may be under way."""
+        """Whatever was asked so far, by the engine itself too: it looks at its runtimes when it likes."""
         for line in self._lines:
-            line.forgotten = len(line.up), len(line.down)
+            line.forget()
 
 
 @contextmanager
@@ -128,8 +147,9 @@ def _copy(source: socket.socket, target: socket.socket, kept: bytearray) -> None
             side.shutdown(how)
 
 
-def _exchanges(up: bytes, down: bytes) -> Iterator[Heard]:
-    """Of one connection, in their order; the last one may not be whole."""
+def _exchanges(up: bytes, down: bytes) -> Iterator[_Exchange]:
+    """Of one connection, in their order; the last one may have no end yet."""
+    up_bytes, down_bytes = len(up), len(down)
     while up:
         parser = h11.Connection(h11.SERVER)
         parser.receive_data(up)
@@ -141,10 +161,12 @@ def _exchanges(up: bytes, down: bytes) -> Iterator[Heard]:
         client.send(h11.EndOfMessage())
         client.receive_data(down)
         response, body, whole = _message(client)
-        yield _heard(request, asked, response, body, whole)
+        heard = _heard(request, asked, response, body, whole)
         if not (sent and whole):
+            yield heard, None
             return
         up, down = parser.trailing_data[0], client.trailing_data[0]
+        yield heard, (up_bytes - len(up), down_bytes - len(down))
 
 
 def _heard(request: h11.Request, asked: bytes, response: h11.Event | None, body: bytes, whole: bool) -> Heard:

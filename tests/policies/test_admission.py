@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 
+import attrs
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
@@ -143,14 +144,16 @@ def test_streams_are_capped_even_for_a_model_that_is_there():
 
 NOW = 100
 sizes = st.none() | st.integers(0, 12)
+parts = st.integers(0, 12)
 full_caps = st.builds(
     PoolCaps,
     st.integers(1, 12),
     st.just(256),
     st.integers(1, 6),
     st.integers(1, 8),
-    budget_bytes=st.none() | st.integers(1, 30),
+    ram_budget_bytes=st.none() | st.integers(1, 30),
     model_bytes_max=st.none() | st.integers(4, 12),
+    vram_budget_bytes=st.just(0) | st.integers(1, 20),
 )
 
 
@@ -167,6 +170,8 @@ def full_pools(draw: st.DrawFn) -> list[Slot]:
             pinned=draw(st.booleans()),
             size_bytes=draw(sizes),
             cool_until_us=draw(st.sampled_from([0, NOW, NOW + 50])),
+            vram_bytes=draw(parts),
+            open_bytes=draw(parts),
         )
         for name in names
     ]
@@ -176,13 +181,34 @@ def full_pools(draw: st.DrawFn) -> list[Slot]:
 def wishes(draw: st.DrawFn) -> list[Wanted]:
     names = draw(st.lists(st.sampled_from(NAMES), unique=True, min_size=1, max_size=4))
     disks = [draw(sizes) for _ in names]
-    return [Wanted(name, disk, disk, draw(st.integers(0, 2))) for name, disk in zip(names, disks, strict=True)]
+    return [
+        Wanted(name, disk, disk, draw(st.integers(0, 2)), draw(parts)) for name, disk in zip(names, disks, strict=True)
+    ]
 
 
 def afterwards(wanted: list[Wanted], slots: list[Slot], decision: Admit) -> list[Slot]:
     kept = [slot for slot in slots if slot.model not in decision.evict]
     here = {slot.model for slot in kept if not slot.leaving}
-    return [*kept, *(Slot(w.model, w.streams, NOW, size_bytes=w.size_bytes) for w in wanted if w.model not in here)]
+    come = [w for w in wanted if w.model not in here]
+    return [*kept, *(Slot(w.model, w.streams, NOW, size_bytes=w.size_bytes, open_bytes=w.open_bytes) for w in come)]
+
+
+def bytes_on_gpus(slot: Slot, budget: int) -> range:
+    """What of it may be there: what its runtime says, and all or nothing of what is open, or anything between."""
+    size = slot.size_bytes or 0
+    said = min(size, slot.vram_bytes)
+    return range(said, min(size, said + slot.open_bytes) + 1) if budget else range(1)
+
+
+def fits_both(slots: list[Slot], limits: PoolCaps, *, gpu_matters: bool = True) -> bool:
+    """By trying every split of what is open. GPU memory that is too full already matters to nobody who takes none."""
+    if limits.ram_budget_bytes is None:
+        return True
+    total, room = sum(slot.size_bytes or 0 for slot in slots), limits.vram_budget_bytes
+    fixed = sum(bytes_on_gpus(slot, room)[0] for slot in slots)
+    most = sum(bytes_on_gpus(slot, room)[-1] for slot in slots)
+    splits = [gpu for gpu in range(fixed, most + 1) if gpu <= room or (gpu == fixed and not gpu_matters)]
+    return any(total - gpu <= limits.ram_budget_bytes for gpu in splits)
 
 
 @given(wishes(), full_pools(), full_caps, st.sets(st.sampled_from(NAMES)))
@@ -200,7 +226,7 @@ def test_a_set_exceeds_no_budget_and_nothing_goes_that_must_stay(wanted, slots, 
     counted = [slot for slot in pool if slot.counted]
     if missing:
         assert len(counted) <= limits.loaded_models_max
-        assert limits.budget_bytes is None or sum(s.size_bytes for s in counted) <= limits.budget_bytes
+        assert fits_both(counted, limits, gpu_matters=takes_gpu(wanted, slots))
     else:
         assert decision.evict == ()
     assert limits.model_bytes_max is None or all((w.disk_bytes or 0) <= limits.model_bytes_max for w in wanted)
@@ -213,9 +239,14 @@ def makes_room(wanted: list[Wanted], slots: list[Slot], limits: PoolCaps, go: tu
     here = {slot.model for slot in slots}
     missing = [w for w in wanted if w.model not in here and w.size_bytes is not None]
     stay = [slot for slot in slots if slot.counted and (slot not in go or slot.model in names)]
-    total = sum(slot.size_bytes for slot in stay) + sum(w.size_bytes for w in missing)
-    fits = limits.budget_bytes is None or total <= limits.budget_bytes
+    come = [Slot(w.model, 0, 0, size_bytes=w.size_bytes, open_bytes=w.open_bytes) for w in missing]
+    fits = fits_both([*stay, *come], limits, gpu_matters=takes_gpu(wanted, slots))
     return not missing or (len(stay) + len(missing) <= limits.loaded_models_max and fits)
+
+
+def takes_gpu(wanted: list[Wanted], slots: list[Slot]) -> bool:
+    here = {slot.model for slot in slots if not slot.leaving}
+    return any(w.size_bytes and w.open_bytes for w in wanted if w.model not in here)
 
 
 @given(wishes(), full_pools(), full_caps)
@@ -223,7 +254,7 @@ def test_a_set_waits_only_where_no_choice_makes_room_and_is_refused_only_where_n
     """Against every choice of who could go."""
     names = {w.model for w in wanted}
     assume(not any(slot.leaving and slot.model in names for slot in slots))
-    quiet = PoolCaps(10**6, 256, 10**6, limits.loaded_models_max, limits.budget_bytes, limits.model_bytes_max)
+    quiet = attrs.evolve(limits, streams_max=10**6, parallel_models_max=10**6)
     decision = admit(wanted, slots, leases(slots), quiet, NOW)
     others = [slot for slot in slots if slot.model not in names]
     may_go = [s for s in others if s.movable and s.cool_until_us <= NOW]
@@ -248,6 +279,24 @@ def test_a_set_waits_only_where_no_choice_makes_room_and_is_refused_only_where_n
             assert all(isinstance(value, int) for name, value in error.details.items() if name != "model")
 
 
+@given(wishes(), full_pools(), full_caps, st.sets(st.sampled_from(NAMES)))
+def test_without_a_gpu_it_is_the_sum_in_main_memory_that_counts_wherever_a_model_is(wanted, slots, limits, hot):
+    """As if nobody had ever said anything of GPUs."""
+    limits = attrs.evolve(limits, vram_budget_bytes=0)
+    plain = (
+        [attrs.evolve(w, open_bytes=0) for w in wanted],
+        [attrs.evolve(s, vram_bytes=0, open_bytes=0) for s in slots],
+    )
+
+    def decided(wanted, slots):
+        decision = admit(wanted, slots, leases(slots), limits, NOW, hot)
+        return (decision.error.message, decision.error.details) if isinstance(decision, Refuse) else decision
+
+    assert decided(wanted, slots) == decided(*plain)
+    assert plan_waves(wanted, slots, limits).__class__ is plan_waves(*plain, limits).__class__
+    assert makes_way(wanted, slots, 0, limits) == makes_way(*plain, 0, limits)
+
+
 @given(wishes(), full_pools(), full_caps)
 def test_waves_hold_every_model_once_and_each_fits(wanted, slots, limits):
     waves = plan_waves(wanted, slots, limits)
@@ -270,15 +319,71 @@ def test_budgets_are_what_the_tier_allows_of_what_is_there(ram, vram, expected):
     assert budgets(ram, vram, 16, 12) == expected
 
 
+GPU = PoolCaps(64, 256, 6, 8, ram_budget_bytes=16 * 10**9, vram_budget_bytes=12 * 10**9)
+
+
+def gb(name, size, vram, **more):
+    return Slot(name, more.pop("leases", 0), 0, size_bytes=size * 10**9, vram_bytes=vram * 10**9, **more)
+
+
+def open_(name, size):
+    return Wanted(name, size * 10**9, open_bytes=size * 10**9)
+
+
+def test_main_memory_that_is_full_is_not_made_good_by_free_gpu_memory():
+    """The sum of both would do."""
+    slots = [gb("a", 10, 0, leases=1), gb("b", 4, 4)]
+    assert isinstance(admit([Wanted("cpu", 8 * 10**9)], slots, 1, GPU), Wait)
+    assert admit([open_("gpu", 8)], slots, 1, GPU) == Admit()
+    assert admit([open_("gpu", 15)], slots, 1, GPU) == Admit(("b",))
+    assert isinstance(admit([open_("gpu", 19)], slots, 1, GPU), Wait)
+
+
+def test_who_goes_is_who_makes_room_where_it_is_short():
+    slots = [gb("on the gpu", 8, 8), gb("in main memory", 10, 0)]
+    assert admit([Wanted("cpu", 8 * 10**9)], slots, 0, GPU) == Admit(("in main memory",))
+
+
+def test_gpu_memory_that_is_too_full_is_no_reason_against_a_model_that_takes_none():
+    full = [gb("a", 14, 14, leases=1)]
+    assert admit([Wanted("cpu", 8 * 10**9)], full, 1, GPU) == Admit()
+    assert isinstance(admit([open_("gpu", 8)], full, 1, GPU), Wait)
+
+
+def test_a_refusal_names_both_memories():
+    error = beyond([open_("x", 30)], [gb("p", 5, 3, pinned=True)], GPU)
+    assert isinstance(error, InsufficientMemory)
+    assert error.message == (
+        "x would take 18.0 GB of main memory and 12.0 GB of GPU memory, and the budgets are 16.0 GB and 12.0 GB, "
+        "of which pinned models keep 2.0 GB and 3.0 GB"
+    )
+    assert {name: value / 1e9 for name, value in error.details.items()} == {
+        "needed_bytes": 30, "budget_bytes": 28, "used_bytes": 5, "evictable_bytes": 0,
+        "needed_ram_bytes": 18, "needed_vram_bytes": 12, "used_ram_bytes": 2, "used_vram_bytes": 3,
+        "ram_budget_bytes": 16, "vram_budget_bytes": 12,
+    }  # fmt: skip
+    error = beyond([Wanted("y", 17 * 10**9)], [], GPU)
+    assert error is not None
+    assert error.message.startswith("y would take 17.0 GB of main memory and 0.0 GB of GPU memory")
+
+
+def test_a_wait_names_both_memories():
+    decision = admit([open_("gpu", 9)], [gb("a", 20, 12, leases=1)], 1, GPU)
+    assert isinstance(decision, Wait)
+    assert decision.reason == (
+        "9.0 GB more do not fit into the budgets of 16.0 GB of main memory and 12.0 GB of GPU memory, and none is idle"
+    )
+
+
 def test_a_model_that_takes_no_room_of_ours_needs_none():
-    limits = PoolCaps(64, 256, 6, 1, budget_bytes=4)
+    limits = PoolCaps(64, 256, 6, 1, ram_budget_bytes=4)
     slots = [Slot("a", 0, 0, size_bytes=4), Slot("b", 0, 0, size_bytes=None)]
     assert admit([Wanted("c", None)], slots, 0, limits) == Admit()
     assert admit([Wanted("d", 4)], slots, 0, limits) == Admit(evict=("a",))
 
 
 def test_the_one_who_waits_long_needs_only_what_would_go_for_it():
-    limits = PoolCaps(8, 8, 4, 8, budget_bytes=10)
+    limits = PoolCaps(8, 8, 4, 8, ram_budget_bytes=10)
     busy = [
         Slot("a", 1, 5, size_bytes=4),
         Slot("b", 0, 9, size_bytes=4, cool_until_us=99),

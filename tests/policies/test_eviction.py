@@ -26,6 +26,10 @@ def idle(model, used_us, size_bytes):
     return Slot(model, 0, used_us, size_bytes=size_bytes)
 
 
+def frees(models, size_bytes):
+    return lambda gone: len(gone) >= models and sum(slot.size_bytes for slot in gone) >= size_bytes
+
+
 @given(slots, st.integers(0, 20))
 def test_only_what_may_go_is_a_candidate_and_the_longest_unused_first(pool, now_us):
     found = evictable(pool, now_us)
@@ -45,7 +49,7 @@ def test_a_hot_model_need_not_cool_down():
 @given(slots, st.integers(0, 6), st.integers(0, 40))
 def test_enough_goes_and_nobody_without_need(pool, models, size_bytes):
     candidates = evictable(pool, 100)
-    gone = victims(candidates, models, size_bytes)
+    gone = victims(candidates, frees(models, size_bytes))
     sizes = {slot.model: slot.size_bytes for slot in candidates}
     if gone is None:
         assert len(candidates) < models or sum(sizes.values()) < size_bytes
@@ -59,8 +63,8 @@ def test_enough_goes_and_nobody_without_need(pool, models, size_bytes):
 
 def test_the_longest_unused_goes_unless_it_does_not_help():
     candidates = [idle("old", 1, 1), idle("older than new", 2, 8), idle("new", 3, 9)]
-    assert victims(candidates, 0, 8) == ("older than new",)
-    assert victims(candidates, 1, 0) == ("old",)
-    assert victims(candidates, 2, 0) == ("old", "older than new")
-    assert victims(candidates, 0, 0) == ()
-    assert victims(candidates, 0, 19) is None
+    assert victims(candidates, frees(0, 8)) == ("older than new",)
+    assert victims(candidates, frees(1, 0)) == ("old",)
+    assert victims(candidates, frees(2, 0)) == ("old", "older than new")
+    assert victims(candidates, frees(0, 0)) == ()
+    assert victims(candidates, frees(0, 19)) is None

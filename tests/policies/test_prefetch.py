@@ -7,7 +7,7 @@ from policies.admission import PoolCaps, Wanted
 from policies.eviction import Slot
 from policies.prefetch import OFTEN_MIN, Candidate, Purpose, choose
 
-CAPS = PoolCaps(8, 8, 4, 3, budget_bytes=10, cooldown_us=30)
+CAPS = PoolCaps(8, 8, 4, 3, ram_budget_bytes=10, cooldown_us=30)
 NOW = 100
 
 

@@ -11,7 +11,7 @@ from engine.domain.errors import ConfigError
 from engine.domain.models import Tier
 from policies.load import load_policies
 from policies.source import parse
-from policies.tiers import choose_tier, detect_tier, is_below
+from policies.tiers import choose_tier, detect_tier
 
 GB = 10**9
 POLICY = load_policies().tiers
@@ -132,17 +132,6 @@ def test_refused(text, message):
     with pytest.raises(ConfigError) as refusal:
         load_policies(tiers=parse(text, "wf.yaml"))
     assert refusal.value.message == message
-
-
-@pytest.mark.parametrize(
-    ("tps", "ttft_ms", "slow"),
-    [
-        (None, None, None), (15.0, None, False), (14.9, None, True), (None, 2000.0, False), (None, 2001.0, True),
-        (99.0, 2001.0, True), (14.9, 100.0, True),
-    ],
-)  # fmt: skip
-def test_what_was_measured_is_held_against_the_aims(tps, ttft_ms, slow):
-    assert is_below(POLICY.mid, tps, ttft_ms) is slow
 
 
 def test_a_choice_says_what_the_machine_has():

@@ -17,7 +17,7 @@ from typing import Any, Final
 import attrs
 import httpx
 
-WATCHDOG_S: Final = 60.0  # generous: only something stuck runs into it
+WATCHDOG_S: Final = 120.0  # generous: only something stuck runs into it
 STEP_S: Final = 0.02
 STEADY: Final = 10  # steps without a change
 TCP_LISTEN: Final = "0A"
@@ -191,8 +191,7 @@ class EngineProcess:
         return found
 
     def children(self) -> list[int]:
-        tasks = self._proc("task").iterdir()
-        return [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
+        return children_of(self.process.pid)
 
     def unsent_bytes(self, client: socket.socket) -> int:
         """What the engine has written to `client` and the client's kernel has not taken."""
@@ -215,6 +214,15 @@ class EngineProcess:
             return self.process.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             return None
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that the threads of a process have forked."""
+    found = []
+    for task in Path("/proc", str(pid), "task").iterdir():
+        with suppress(FileNotFoundError, ProcessLookupError):  # a thread that has ended meanwhile
+            found += [int(child) for child in (task / "children").read_text().split()]
+    return found
 
 
 def _network_order(address: str) -> str:

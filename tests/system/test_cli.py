@@ -18,7 +18,7 @@ import pytest
 
 from engine import __version__
 from tests.system.frames import LONG
-from tests.system.process import EngineProcess, environment, wf
+from tests.system.process import WATCHDOG_S, EngineProcess, environment, wf
 
 PROMPT = "what is a glacier?"
 RUN = ("run", "embedded/lexicon", PROMPT, "--max-tokens", "12", "--seed", "3")
@@ -81,14 +81,35 @@ def test_run_prints_the_answer_and_its_figures(alone, tmp_path):
     assert "length" in done.stderr
 
 
-def test_run_prints_the_chosen_answer_of_a_council(tmp_path):
-    council = "council:embedded/lexicon+embedded/mixed"
-    told = wf(tmp_path, "run", council, "entropy", "--max-tokens", "6", env={"WF_EMBEDDED__PACE_TPS": "0"})
+@pytest.mark.parametrize(
+    "asked",
+    [
+        ("council:embedded/lexicon+embedded/mixed",),
+        ("--council", "embedded/lexicon,embedded/mixed"),
+        ("--seed", "3", "--council=embedded/lexicon,embedded/mixed"),
+    ],
+)
+def test_run_prints_the_chosen_answer_of_a_council(tmp_path, asked):
+    told = wf(tmp_path, "run", *asked, "entropy", "--max-tokens", "6", env={"WF_EMBEDDED__PACE_TPS": "0"})
     assert told.returncode == 0, told.stderr
     assert "council of embedded/lexicon, embedded/mixed" in told.stderr
     assert "agreement" in told.stderr
     assert "12 tokens" in told.stderr
     assert told.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ((), "required: PROMPT"),
+        (("embedded/lexicon", "--council", "embedded/lexicon,embedded/mixed"), "unrecognized arguments: entropy"),
+        (("--council",), "required: PROMPT"),
+    ],
+)
+def test_run_needs_one_model_or_a_council(tmp_path, asked, said):
+    told = wf(tmp_path, "run", *asked, "entropy")
+    assert (told.returncode, told.stdout) == (2, "")
+    assert said in told.stderr
 
 
 def test_run_through_an_engine_gives_the_same_answer(alone, engine):
@@ -118,7 +139,7 @@ def test_run_interrupted_exits_130_and_the_engine_aborts_the_session(engine):
         try:
             session_id = json.loads(run.stdout.readline())["session_id"]
             run.send_signal(signal.SIGINT)
-            _, err = run.communicate(timeout=30)
+            _, err = run.communicate(timeout=WATCHDOG_S)
         finally:
             run.kill()
     assert run.returncode == 130
@@ -136,7 +157,7 @@ def test_run_in_process_interrupted_exits_130(tmp_path):
         try:
             assert run.stdout.readline()
             run.send_signal(signal.SIGINT)
-            _, err = run.communicate(timeout=30)
+            _, err = run.communicate(timeout=WATCHDOG_S)
         finally:
             run.kill()
     assert run.returncode == 130
@@ -152,7 +173,7 @@ def test_a_reader_that_leaves_ends_run_quietly(engine):
             run.stdout.readline()
             run.stdout.close()
             err = run.stderr.read()
-            run.wait(timeout=30)
+            run.wait(timeout=WATCHDOG_S)
         finally:
             run.kill()
     assert run.returncode == 1

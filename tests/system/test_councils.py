@@ -6,9 +6,11 @@ import json
 
 import openai
 import pytest
+import trio
 
 from tests.fakes.mock_server import listening_mock
 from tests.system.frames import frames_of
+from tests.system.process import STEP_S, WATCHDOG_S
 from transport.mock_ollama.script import Schedule
 
 EMBEDDED = ["embedded/lexicon", "embedded/hacker", "embedded/mixed"]
@@ -18,6 +20,16 @@ AT_FULL_SPEED = {"WF_EMBEDDED__PACE_TPS": "0", "WF_TIER": "high"}
 
 def events(text):
     return [json.loads(line) for line in text.splitlines()]
+
+
+async def models_of(http, runtimes):
+    """What is listed, once these runtimes have answered."""
+    with trio.fail_after(WATCHDOG_S):
+        while True:
+            models = (await http.get("/models")).json()["models"]
+            if runtimes <= {model["runtime"] for model in models}:
+                return models
+            await trio.sleep(STEP_S)
 
 
 @pytest.fixture
@@ -75,9 +87,7 @@ async def test_models_in_two_ollamas_sit_in_one_council(start):
         }
         engine = start(env=env)
         async with engine.async_client() as http:
-            models = (await http.get("/models")).json()["models"]
-            runtimes = {model["runtime"] for model in models}
-            assert {"ollama", "ollama2"} <= runtimes
+            models = await models_of(http, {"ollama", "ollama2"})
             first = next(model["name"] for model in models if model["runtime"] == "ollama")
             second = next(model["name"] for model in models if model["runtime"] == "ollama2")
             body = {**ASKED, "models": [first, second], "parameters": {}}

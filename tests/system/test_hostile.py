@@ -15,6 +15,7 @@ from tests.system.process import upgrade
 
 HEAD = b"GET /health HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n"
 POST = b"POST /generate HTTP/1.1\r\nHost: 127.0.0.1:%d\r\n"
+FLOOD = 1000  # messages: too many for any second of an engine that needs ten of them for all
 TEXT, BINARY, CLOSE, PING, CONTINUATION = 0x1, 0x2, 0x8, 0x9, 0x0
 
 
@@ -141,9 +142,8 @@ def test_http_1_0_is_served_and_closed(engine):
     [
         (frame(TEXT, b"a" * 65_537), 1009),
         (frame(TEXT, b"a" * 60_000, fin=False) + frame(CONTINUATION, b"a" * 10_000), 1009),
-        (frame(PING, b"") * 150, 1008),
-        (frame(TEXT, b'{"type":"ping"}') * 150, 1008),
-        (frame(BINARY, b"{}"), 1003),
+        (frame(PING, b"") * FLOOD, 1008),
+        (frame(TEXT, b'{"type":"ping"}') * FLOOD, 1008),
         (frame(TEXT, b"\xff"), 1007),
         (frame(TEXT, b"hello", masked=False), 1002),
         (frame(TEXT, b"hello", reserved=0x40), 1002),
@@ -167,16 +167,17 @@ def test_a_broken_rule_of_the_frames_closes_with_its_code(engine, data, code):
     assert close_code(answer) == code
 
 
+@pytest.mark.parametrize("opcode", [TEXT, BINARY])
 @pytest.mark.parametrize(
     "message",
     [b"", b"{", b"[]", b"null", b'{"type":"nonsense"}', b'{"type":"subscribe","patterns":5}', b"[" * 60_000,
      b'{"type":"subscribe","patterns":["*"],"rate_hz":1e999}', b'{"type":"ping","id":"\\ud800"}'],
 )  # fmt: skip
-def test_a_bad_message_is_answered_and_the_connection_stays(engine, message):
+def test_a_bad_message_is_answered_and_the_connection_stays(engine, message, opcode):
     with engine.connect("ws") as sock:
         sock.sendall(upgrade(engine.port("ws")))
         assert sock.recv(65536).startswith(b"HTTP/1.1 101")
-        sock.sendall(frame(TEXT, message) + frame(TEXT, b'{"type":"ping","id":"after"}'))
+        sock.sendall(frame(opcode, message) + frame(TEXT, b'{"type":"ping","id":"after"}'))
         answer = b""
         while b'"system.pong"' not in answer:
             piece = sock.recv(65536)

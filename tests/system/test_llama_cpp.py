@@ -22,18 +22,19 @@ from engine.domain.errors import InvalidRequest, ModelLoadFailed, ModelNotFound,
 from engine.domain.generation import Chunk, EndReason, GenerationRequest, Message, Parameters
 from engine.domain.models import Capability
 from tests.fakes.ollama import virtual_clock
+from tests.system.process import children_of
 from transport.runtimes.embedded.runtime import WEIGHTS_DIR
 from transport.runtimes.llama_cpp.process import ServerSettings, socket_path
 from transport.runtimes.llama_cpp.runtime import LlamaCppRuntime
 from transport.runtimes.llama_cpp.source import parse_source
 from transport.runtimes.upstream import Upstream, unix_socket
 
-WATCHDOG_S = 60.0  # generous: only something stuck runs into it
+WATCHDOG_S = 120.0  # generous: only something stuck runs into it
 STEP_S = 0.02
 PROMPT = "my darkest secret"
 SHORT = Parameters(max_tokens=8, seed=1)
 NO_PID = 1 << 30  # more than any process can have
-ENDLESS_TOKENS = 8000  # some seconds of work
+ENDLESS_TOKENS = 30_000  # half a minute of work
 LEXICON = WEIGHTS_DIR / "lexicon.gguf"
 
 
@@ -74,9 +75,7 @@ SERVER = b"llama_cpp/server.py"
 
 def children() -> list[int]:
     """The model processes of this one. Other tests may have left children that serve the whole run."""
-    tasks = Path("/proc/self/task").iterdir()
-    found = [int(pid) for task in tasks for pid in (task / "children").read_text().split()]
-    return [pid for pid in found if SERVER in _command_line(pid)]
+    return [pid for pid in children_of(os.getpid()) if SERVER in _command_line(pid)]
 
 
 def _command_line(pid: int) -> bytes:
@@ -90,7 +89,7 @@ def lives(pid: int) -> bool:
     """A process that has ended and was not reaped has no command line any more."""
     try:
         return LEXICON.name in Path(f"/proc/{pid}/cmdline").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.system.process import EngineProcess
+from tests.system.process import WATCHDOG_S, EngineProcess
 
 TABLE = {name: {"port": 0} for name in ("llama31_8b", "tinyllama", "tlc_domain_classifier")}
 OTHERS = {name: {"port": 0, "agent_id": f"other_{name}"} for name in TABLE}
@@ -21,6 +21,7 @@ FREE = {
     "WF_SERVICES__REGISTRY_PORT": "0",
     "WF_SERVICES__ROUTER_PORT": "0",
 }
+OURS = {"llm_llama31_8b", "llm_tinyllama_1b", "tlc_domain_classifier"}
 AGENT = {"agent_id": "mine", "name": "Mine", "capabilities": ["singing"], "endpoint": "http://127.0.0.1:9"}
 ASK = {"model": "synthetic/steady", "prompt": "hello", "stream": True, "parameters": {"max_tokens": 5}}
 
@@ -32,7 +33,7 @@ class Service:
 
     def __init__(self, engine: EngineProcess, name: str) -> None:
         self.url = json.loads((engine.folder / "ports.json").read_bytes())["services"][name]
-        self.http = httpx.Client(base_url=self.url, trust_env=False, verify=False, timeout=30)
+        self.http = httpx.Client(base_url=self.url, trust_env=False, verify=False, timeout=WATCHDOG_S)
 
     def post(self, path: str, body: dict[str, Any], **headers: str) -> httpx.Response:
         return self.http.post(path, json=body, headers=headers)
@@ -53,6 +54,12 @@ def discovered(registry: Service, *capabilities: str) -> dict[str, dict[str, Any
     return {agent["agent_id"]: agent for agent in found}
 
 
+def settled(registry: Service) -> dict[str, dict[str, Any]]:
+    """Ours in the registry, once each of them is there and well: they register themselves after the start."""
+    agents = discovered(registry)
+    return agents if OURS <= agents.keys() and all(a["status"] == "healthy" for a in agents.values()) else {}
+
+
 def models_here(engine: EngineProcess) -> bool:
     with engine.client() as http:
         return len(http.get("/models").json()["models"]) > 0
@@ -62,8 +69,7 @@ def test_our_services_are_registered_and_the_router_leads_to_them(start: Start):
     engine = started(start)
     engine.wait_for(lambda: models_here(engine))
     with Service(engine, "registry") as registry, Service(engine, "router") as router:
-        engine.wait_for(lambda: all(a["status"] == "healthy" for a in discovered(registry).values()))
-        assert set(discovered(registry)) == {"llm_llama31_8b", "llm_tinyllama_1b", "tlc_domain_classifier"}
+        assert set(engine.wait_for(lambda: settled(registry))) == OURS
         llama = discovered(registry, "reasoning")["llm_llama31_8b"]
         assert llama["endpoint"] == Service(engine, "llama31_8b").url.replace("127.0.0.1", "localhost")
         route = router.post("/route", {"capability": "reasoning", "prefer_local": True})
@@ -72,7 +78,7 @@ def test_our_services_are_registered_and_the_router_leads_to_them(start: Start):
         answer = httpx.post(
             f"{route.json()['endpoint'].replace('localhost', '127.0.0.1')}/generate",
             json={"prompt": "x", "stream": False, "options": {"num_predict": 3}},
-            trust_env=False, verify=False, timeout=30,
+            trust_env=False, verify=False, timeout=WATCHDOG_S,
         )  # fmt: skip
         assert answer.json()["done"] is True
         replayed = router.post("/what-if", {"capabilities": {}}).json()
@@ -96,6 +102,7 @@ def test_the_guards_of_the_api_hold_here_too(start: Start):
             assert refused.status_code == 403
         assert registry.post("/register", AGENT | {"endpoint": "http://192.168.1.5:80"}).status_code == 400
         assert registry.post("/register", AGENT).status_code == 200  # no token is needed
+        engine.wait_for(lambda: "llm_llama31_8b" in discovered(registry))
         assert registry.post("/deregister", {"agent_id": "llm_llama31_8b"}).status_code == 409
 
 
@@ -129,7 +136,7 @@ def test_with_another_registry_ours_register_there_and_leave_it(start: Start, tm
         second.wait_for(lambda: "other_llama31_8b" in discovered(registry))
         second.signal(signal.SIGTERM)
         assert second.wait_exit() == 0
-        assert set(discovered(registry)) == {"llm_llama31_8b", "llm_tinyllama_1b", "tlc_domain_classifier", "mine"}
+        assert set(discovered(registry)) == OURS | {"mine"}
 
 
 def test_a_registry_that_is_not_there_is_a_warning_and_no_failed_start(start: Start):

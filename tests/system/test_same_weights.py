@@ -129,7 +129,9 @@ def test_every_character_is_of_the_same_class(ours, server):
             assert ours.tokenizer.encode(text) == server.tokenize(text)
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(texts=st.lists(TEXTS, min_size=1, max_size=4))
 def test_token_ids_of_any_text_are_llama_cpps(ours, server, texts):
     text = " ".join(texts)

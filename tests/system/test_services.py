@@ -123,10 +123,17 @@ def services(tmp_path_factory: pytest.TempPathFactory, ollama: str) -> Iterator[
     env = env_of(ANY_PORT | {"mine": mine}, WF_OLLAMA__ENABLED="true", WF_OLLAMA__URL=ollama)
     engine = EngineProcess.spawn(folder, "--services", env=env)
     try:
-        yield Services(engine.wait_ready())
+        with engine.wait_ready().client() as http:
+            engine.wait_for(lambda: any(one["url"] == ollama and one["up"] for one in _runtimes(http)))
+        yield Services(engine)
         assert engine.process.poll() is None, engine.stderr()
     finally:
         engine.kill()
+
+
+def _runtimes(http: httpx.Client) -> list[dict[str, Any]]:
+    runtimes: list[dict[str, Any]] = http.get("/health").json()["runtimes"]
+    return runtimes
 
 
 # ── what is promised ──
@@ -334,7 +341,7 @@ def test_up_status_and_down(background):
     assert json.loads(down.stdout) == {"stopped": True, "pid": body["engine"]["pid"]}
     assert wf(folder, "services", "down", env=env).returncode == 0
     with pytest.raises(httpx.ConnectError):
-        httpx.get(f"{body['services'][0]['url']}/health", trust_env=False, verify=False)
+        httpx.get(f"{body['services'][0]['url']}/health", trust_env=False, verify=False, timeout=WATCHDOG_S)
 
 
 def test_an_engine_started_by_hand_is_left_alone(start, tmp_path):

@@ -65,7 +65,7 @@ async def test_leaving_stops_it_and_leaves_nothing_behind():
         assert child.returncode is None
     assert child.returncode == -signal.SIGTERM
     assert is_reaped(child.pid)
-    assert open_files() == before
+    assert open_files() <= before
 
 
 @pytest.mark.parametrize(("script", "status"), [("exit 0", 0), ("exit 7", 7), ("kill -KILL $$", -9)])
@@ -239,7 +239,7 @@ async def test_a_folder_that_is_not_there_is_an_error_and_leaves_nothing(tmp_pat
     with pytest.raises(RuntimeUnavailable, match="cannot start test: No such file"):
         async with open_child(ChildCommand(SLEEPER, {}, tmp_path / "none"), name="test"):
             raise AssertionError("it did start")
-    assert open_files() == before
+    assert open_files() <= before
 
 
 def test_the_environment_is_not_shown():

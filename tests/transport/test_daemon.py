@@ -24,7 +24,16 @@ from hypothesis import strategies as st
 from policies.restart import NEVER
 from tests.fakes.fake_ollama import Behaviour, FakeOllama
 from tests.fakes.mock_server import listening_mock
-from tests.fakes.processes import is_reaped, is_running, permissions, proc, started_python, until, until_gone
+from tests.fakes.processes import (
+    WATCHDOG_S,
+    is_reaped,
+    is_running,
+    permissions,
+    proc,
+    started_python,
+    until,
+    until_gone,
+)
 from transport.runtimes.daemon import (
     RESTARTS,
     DaemonState,
@@ -75,20 +84,20 @@ def daemon_of(ollama: FakeOllama | None, url: str, **options) -> OllamaDaemon:
 async def running(daemon: OllamaDaemon) -> AsyncIterator[None]:
     async with trio.open_nursery() as nursery:
         await nursery.start(daemon.run)
-        with trio.fail_after(30):  # a watchdog: only something broken runs into it
+        with trio.fail_after(WATCHDOG_S):
             yield
         nursery.cancel_scope.cancel()
 
 
 async def status_after(daemon: OllamaDaemon) -> DaemonStatus:
     """What it says once it has ended by itself."""
-    with trio.fail_after(30):
+    with trio.fail_after(WATCHDOG_S):
         await daemon.run()
     return daemon.status
 
 
 async def version_at(url: str) -> str:
-    async with httpx.AsyncClient(trust_env=False, verify=False) as client:
+    async with httpx.AsyncClient(trust_env=False, verify=False, timeout=WATCHDOG_S) as client:
         return (await client.get(f"{url}/api/version")).json()["version"]
 
 

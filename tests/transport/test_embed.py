@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,7 +22,6 @@ from tests.fakes.ollama import Reply, ScriptedOllama, capture, done, refused, sp
 from tests.fakes.openai import DONE, delta, finish
 from tests.fakes.streams import KEY, PROMPT, chunks_of, failure_of
 from transport.runtimes.embedded import EmbeddedRuntime
-from transport.runtimes.llama_cpp.runtime import LlamaCppRuntime
 from transport.runtimes.ollama import OllamaRuntime
 from transport.runtimes.openai import OpenAIRuntime
 from transport.runtimes.synthetic import SyntheticRuntime
@@ -128,12 +126,8 @@ async def test_refused_embeddings(autojump_clock: trio.testing.MockClock):
     assert (type(error), error.details["retry_after_s"]) == (Overloaded, 4)
 
 
-async def test_who_cannot_embed(tmp_path: Path):
-    for runtime in (
-        EmbeddedRuntime(virtual_clock),
-        SyntheticRuntime(virtual_clock, 1),
-        LlamaCppRuntime(virtual_clock, (), tmp_path, tmp_path),
-    ):
+async def test_who_cannot_embed():
+    for runtime in (EmbeddedRuntime(virtual_clock), SyntheticRuntime(virtual_clock, 1)):
         assert not isinstance(runtime, Embedder)
     too_many = EmbedRequest("m", ("a",) * (INPUTS_MAX + 1))
     server = ScriptedOllama({})

@@ -392,7 +392,7 @@ def test_who_speaks_what(tmp_path: Any):
     ]
     for runtime in (ollama, openai, llama_cpp):
         assert isinstance(runtime, Forwarder)
-    assert [isinstance(runtime, Embedder) for runtime in (ollama, openai, llama_cpp)] == [True, True, False]
+    assert [isinstance(runtime, Embedder) for runtime in (ollama, openai, llama_cpp)] == [True, True, True]
     for silent in (EmbeddedRuntime(virtual_clock), SyntheticRuntime(virtual_clock, 1)):
         assert silent.dialects == frozenset()
         assert not isinstance(silent, Forwarder)

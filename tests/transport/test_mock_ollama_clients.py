@@ -235,7 +235,9 @@ async def test_other_names_and_foreign_pages_are_refused(host, origin, status, a
 async def real():
     async with (
         listening_mock(Schedule(tps=0, ttft_ms=0, tokens=20)) as (mock, url),
-        httpx.AsyncClient(base_url=url, trust_env=False) as http,
+        httpx.AsyncClient(
+            base_url=url, trust_env=False, timeout=None, limits=httpx.Limits(keepalive_expiry=None)
+        ) as http,
     ):
         yield mock, http
 

@@ -12,6 +12,7 @@ import msgspec
 import pytest
 
 from engine.mock import add_flags, run_mock
+from tests.fakes.processes import WATCHDOG_S
 from transport.mock_ollama.catalogue import BEHAVIOURS
 
 
@@ -58,10 +59,11 @@ def test_it_serves_until_it_is_told_to_end(number):
     ) as process:
         try:
             url = process.stdout.readline().split()[-1]
-            answer = httpx.post(f"{url}/api/generate", json={"model": "mock:steady", "prompt": "x"}, trust_env=False)
+            asked = {"model": "mock:steady", "prompt": "x"}
+            answer = httpx.post(f"{url}/api/generate", json=asked, trust_env=False, timeout=WATCHDOG_S)
             assert len(answer.text.splitlines()) == 4
             process.send_signal(number)
-            out, _ = process.communicate(timeout=30)
+            out, _ = process.communicate(timeout=WATCHDOG_S)
         finally:
             process.kill()
     assert process.returncode == 0

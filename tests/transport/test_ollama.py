@@ -22,7 +22,7 @@ from engine.domain.errors import (
     UpstreamTruncated,
 )
 from engine.domain.generation import EndReason, GenerationEnd, GenerationRequest, Message, TokenKind
-from engine.domain.models import Capability
+from engine.domain.models import Capability, MemoryUse
 from tests.fakes.ollama import (
     Reply,
     ScriptedOllama,
@@ -269,6 +269,16 @@ async def test_load_and_unload(autojump_clock: trio.testing.MockClock):
         {"model": "bigram", "stream": False},
         {"model": "bigram", "stream": False, "keep_alive": 0},
     ]
+
+
+async def test_what_is_on_gpus_is_told_beside_all_that_a_model_takes(autojump_clock: trio.testing.MockClock):
+    server = serving(whole({"model": "big", "done": True, "done_reason": "load"}))
+    found = {"models": [{"name": "big:latest", "size": 20, "size_vram": 12}, {"name": "small:1b", "size": 3}]}
+    server.replies["/api/ps"] = [whole(found), whole(found)]
+    runtime = runtime_of(server)
+    assert await runtime.resident() == {"big:latest": MemoryUse(20, 12), "small:1b": MemoryUse(3, 0)}
+    loaded = await runtime.load("big")
+    assert (loaded.resident_bytes, loaded.vram_bytes) == (20, 12)
 
 
 async def test_loads_that_fail(autojump_clock: trio.testing.MockClock):

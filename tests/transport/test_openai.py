@@ -29,6 +29,7 @@ from engine.domain.models import Capability, Loaded
 from tests.fakes.network import receive
 from tests.fakes.ollama import Break, Reply, ScriptedOllama, Send, Silence, capture, virtual_clock, whole
 from tests.fakes.openai import DONE, delta, entry, event, finish, usage
+from tests.fakes.processes import WATCHDOG_S
 from tests.fakes.streams import ASKED, KEY, PROMPT, chunks_of, failure_of
 from transport.runtimes.forwarding import DONE_S
 from transport.runtimes.openai import OpenAIRuntime
@@ -358,7 +359,7 @@ async def test_letting_go_is_felt_at_once(how: str):
                     async for _ in chunks:
                         pass
         gc.collect()
-        with trio.fail_after(5):
+        with trio.fail_after(WATCHDOG_S):
             await server.closed.wait()
     assert scope.cancelled_caught == how.startswith("cancel")
     head, _, body = server.requests[0].partition(b"\r\n\r\n")

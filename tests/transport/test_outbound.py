@@ -20,6 +20,7 @@ from trio.testing import memory_stream_pair
 
 from engine.domain.errors import RuntimeUnavailable
 from policies.egress import Meter, Permit, Purpose
+from tests.fakes.processes import WATCHDOG_S
 from transport import outbound
 from transport.runtimes.plain_http import PlainTransport
 from transport.runtimes.upstream import Upstream
@@ -97,12 +98,12 @@ async def test_with_its_permit_a_host_is_looked_up(no_network):
 
 
 async def test_an_upstream_elsewhere_says_so(no_network):
-    upstream = Upstream("openai", "https://api.example.com")
+    upstream = Upstream("openai", "https://api.example.com", connect_s=WATCHDOG_S)
     with pytest.raises(RuntimeUnavailable, match="outside this machine"):
-        await upstream.ask("GET", "/v1/models", timeout_s=2)
+        await upstream.ask("GET", "/v1/models", timeout_s=WATCHDOG_S)
     assert no_network.wanted == 0
     with pytest.raises(RuntimeUnavailable, match="does not answer"):
-        await upstream.under(PERMIT).ask("GET", "/v1/models", timeout_s=2)
+        await upstream.under(PERMIT).ask("GET", "/v1/models", timeout_s=WATCHDOG_S)
     assert no_network.wanted == 1
 
 
@@ -156,9 +157,10 @@ async def test_a_server_without_a_certificate_for_its_name_is_not_spoken_to():
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(trio.serve_listeners, no_tls, listeners)
-        upstream = Upstream("x", f"https://127.0.0.1:{port}", headers={"authorization": "Bearer sk-secret"})
+        sent = {"authorization": "Bearer sk-secret"}
+        upstream = Upstream("x", f"https://127.0.0.1:{port}", headers=sent, connect_s=WATCHDOG_S)
         with pytest.raises(RuntimeUnavailable, match="certificate"):
-            await upstream.ask("GET", "/v1/models", timeout_s=5)
+            await upstream.ask("GET", "/v1/models", timeout_s=WATCHDOG_S)
         nursery.cancel_scope.cancel()
     assert heard
     assert b"sk-secret" not in heard
@@ -207,7 +209,8 @@ async def tls_server(context: ssl.SSLContext, seen: list[bytes], left: trio.Even
 
 def over_tls(port: int, trust: ssl.SSLContext, host: str = "localhost") -> Upstream:
     connect = partial(outbound.connect, host, port, tls=True, trust=trust)
-    return Upstream("x", f"http://{host}:{port}", PlainTransport(connect), {"authorization": "Bearer sk-secret"})
+    sent = {"authorization": "Bearer sk-secret"}
+    return Upstream("x", f"http://{host}:{port}", PlainTransport(connect), sent, connect_s=WATCHDOG_S)
 
 
 async def test_an_answer_over_tls(certificate):
@@ -215,7 +218,7 @@ async def test_an_answer_over_tls(certificate):
     seen: list[bytes] = []
     async with tls_server(server, seen, trio.Event()) as port:
         for _ in range(2):
-            answer = await over_tls(port, client).ask("POST", "/v1/messages", b"{}", timeout_s=5)
+            answer = await over_tls(port, client).ask("POST", "/v1/messages", b"{}", timeout_s=WATCHDOG_S)
             assert (answer.status, answer.body) == (200, b"onetwothree")
     assert all(b"POST /v1/messages HTTP/1.1" in head and b"Bearer sk-secret" in head for head in seen)
 
@@ -224,10 +227,10 @@ async def test_leaving_closes_a_tls_connection_at_once(certificate):
     server, client = certificate
     left = trio.Event()
     async with tls_server(server, [], left) as port:
-        async with over_tls(port, client).open_stream("POST", "/", head_timeout_s=5) as response:
+        async with over_tls(port, client).open_stream("POST", "/", head_timeout_s=WATCHDOG_S) as response:
             assert (await anext(response)).startswith(b"one")
             assert not left.is_set()
-        with trio.fail_after(5):
+        with trio.fail_after(WATCHDOG_S):
             await left.wait()
 
 
@@ -237,11 +240,11 @@ async def test_a_certificate_that_nobody_vouches_for_is_none(certificate):
     async with tls_server(server, seen, trio.Event()) as port:
         stranger = ssl.create_default_context()
         with pytest.raises(RuntimeUnavailable, match="certificate"):
-            await over_tls(port, stranger).ask("GET", "/", timeout_s=5)
+            await over_tls(port, stranger).ask("GET", "/", timeout_s=WATCHDOG_S)
         with pytest.raises(RuntimeUnavailable, match="certificate"):  # as every upstream does it
-            await Upstream("x", f"https://localhost:{port}").ask("GET", "/", timeout_s=5)
+            await Upstream("x", f"https://localhost:{port}", connect_s=WATCHDOG_S).ask("GET", "/", timeout_s=WATCHDOG_S)
         with pytest.raises(RuntimeUnavailable, match="certificate"):  # one for another name
-            await over_tls(port, client, "127.0.0.1").ask("GET", "/", timeout_s=5)
+            await over_tls(port, client, "127.0.0.1").ask("GET", "/", timeout_s=WATCHDOG_S)
     assert not any(seen)  # not a byte of a request
 
 

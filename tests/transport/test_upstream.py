@@ -30,6 +30,7 @@ from transport.runtimes.upstream import CLOSE_S, ERROR_BYTES_MAX, ERROR_S, Trans
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: application/x-ndjson\r\ntransfer-encoding: chunked\r\n\r\n"
 Handler = Callable[["Peer"], Awaitable[None]]
+WATCHDOG_S = 120.0  # generous: only something stuck runs into it
 
 
 def chunk(data: bytes) -> bytes:
@@ -89,7 +90,7 @@ def transport(request: pytest.FixtureRequest) -> Transport | None:
 
 async def body_of(url: str, transport: Transport | None = None, body: bytes = b"") -> bytes:
     upstream = Upstream("x", url, transport)
-    async with upstream.open_stream("POST" if body else "GET", "/", body, head_timeout_s=5) as response:
+    async with upstream.open_stream("POST" if body else "GET", "/", body, head_timeout_s=WATCHDOG_S) as response:
         return b"".join([data async for data in response])
 
 
@@ -107,7 +108,7 @@ async def test_what_is_sent(monkeypatch: pytest.MonkeyPatch, transport: Transpor
 
     async with serving(handle) as url:
         upstream = Upstream("x", f"{url}/under/", transport, {"authorization": "Bearer k", "user-agent": "me"})
-        answer = await upstream.ask("POST", "/api/chat?a=ü%20b", b'{"a":1}', timeout_s=5)
+        answer = await upstream.ask("POST", "/api/chat?a=ü%20b", b'{"a":1}', timeout_s=WATCHDOG_S)
     assert (answer.status, answer.body, answer.retry_after) == (200, b"ok", "3")
     head, _, body = heads[0].partition(b"\r\n\r\n")
     request, *lines = head.decode().lower().split("\r\n")
@@ -131,7 +132,7 @@ async def test_a_name_and_a_password_in_the_address(transport: Transport | None)
 
     async with serving(handle) as url:
         address = url.replace("//", "//me:p%40ss@")
-        await Upstream("x", address, transport, {"Authorization": "Bearer k"}).ask("GET", "/", timeout_s=5)
+        await Upstream("x", address, transport, {"Authorization": "Bearer k"}).ask("GET", "/", timeout_s=WATCHDOG_S)
     lines = [line for line in heads[0].split(b"\r\n") if line.startswith((b"authorization:", b"host:"))]
     assert sorted(lines) == [b"authorization: basic bwu6cebzcw==", b"host: " + url.removeprefix("http://").encode()]
 
@@ -172,7 +173,7 @@ async def test_compressed_answers_are_refused(encoding: bytes):
 async def test_redirects_are_not_followed():
     response = b"HTTP/1.1 302 Found\r\nlocation: http://127.0.0.1:9/\r\ncontent-length: 0\r\n\r\n"
     async with serving(answering(response)) as url:
-        assert (await Upstream("x", url).ask("GET", "/", timeout_s=5)).status == 302
+        assert (await Upstream("x", url).ask("GET", "/", timeout_s=WATCHDOG_S)).status == 302
 
 
 @pytest.mark.parametrize(
@@ -250,7 +251,7 @@ async def test_letting_go_is_felt_at_once(transport: Transport | None, how: str)
         except KeyError:
             assert how == "raise"
         gc.collect()
-        with trio.fail_after(5):
+        with trio.fail_after(WATCHDOG_S):
             await closed.wait()
     assert scope.cancelled_caught == how.startswith("cancel")
 
@@ -267,7 +268,7 @@ async def test_cancelled_while_it_sends(transport: Transport | None):
     async with serving(handle) as url:
         async with trio.open_nursery() as nursery:
             upstream = Upstream("x", url, transport)
-            nursery.start_soon(partial(upstream.ask, "POST", "/", b"x" * 64_000_000, timeout_s=60))
+            nursery.start_soon(partial(upstream.ask, "POST", "/", b"x" * 64_000_000, timeout_s=WATCHDOG_S))
             await sending.wait()
             await trio.testing.wait_all_tasks_blocked()
             nursery.cancel_scope.cancel()
@@ -300,7 +301,7 @@ async def test_cancelled_at_any_step_leaves_nothing_behind(transport: Transport 
             finished = not scope.cancelled_caught
             if finished:
                 break
-        with trio.fail_after(5):
+        with trio.fail_after(WATCHDOG_S):
             while closed < connected:
                 await trio.testing.wait_all_tasks_blocked()
     assert finished

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -10,6 +12,7 @@ import trio
 import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from quart import Response
 from trio.testing import wait_all_tasks_blocked
 
 from policies.access import loopback_rules
@@ -28,6 +31,7 @@ from tests.fakes.http_server import (
 from tests.fakes.network import UPGRADE, MemoryListener, ask, http_head, read_answer, read_to_end, receive
 from transport.listen import ListenLimits, bound_port, open_listener
 from web.guard import HttpLimits, HttpServer
+from web.lens.exchange import ConnectionCut
 
 # --- answers ---------------------------------------------------------------------------------------------------------
 
@@ -70,6 +74,30 @@ async def test_access_is_judged_before_routing(request_bytes, status, code):
         assert b"evil" not in answer.body
         assert server.counters.refused == {code: 1}
         await client.aclose()
+
+
+@pytest.mark.parametrize(
+    ("path", "is_its_own"),
+    [
+        ("/api/chat", lambda body: set(body) == {"error"} and isinstance(body["error"], str)),
+        ("/v1/chat/completions", lambda body: {"message", "type", "param"} <= set(body["error"])),
+        ("/v1/messages", lambda body: body["type"] == "error" and set(body["error"]) == {"type", "message"}),
+        ("/api/bootstrap", lambda body: set(body["error"]) == {"code", "message", "retryable", "details"}),
+    ],
+)
+async def test_a_refusal_is_in_the_shape_of_the_dialect_of_its_path(path, is_its_own):
+    rules = loopback_rules(8145, 8145, token="t", api_keys=["key"])
+    async with serving(rules=rules) as server:
+        for request_bytes, status in (
+            (http_head("POST", f"{path}?x=1", "evil.example"), 403),
+            (http_head("POST", path, HOST, ["Origin: http://evil.example"]), 403),
+            (http_head("POST", path, HOST), 401),
+            (http_head("POST", f"{path}?x=1", HOST, ["Upgrade: x"]), 400),
+        ):
+            answer = await ask(await server.listener.connect(), request_bytes)
+            assert answer.status == status
+            assert is_its_own(json.loads(answer.body)), answer.body
+            assert ("request-id" in answer.headers) == (path == "/v1/messages")
 
 
 async def test_with_keys_a_request_without_one_is_told_how():
@@ -128,51 +156,60 @@ async def test_an_app_that_fails_before_it_answers_gives_500():
 
 # --- other heads that are not welcome ---------------------------------------------------------------------
 
-HOSTILE = {
-    "upgrade, bad subprotocol": BAD_SUBPROTOCOL,
-    "upgrade, bad extensions": get("/", *UPGRADE, f"Sec-WebSocket-Extensions: {NON_ASCII}"),
-    "upgrade, bad connection": get("/", *UPGRADE, f"Connection: upgrade, {NON_ASCII}"),
-    "upgrade and a byte more": get("/", *UPGRADE) + b"x",
-    "plain upgrade": get("/", *UPGRADE),
-    "h2c": H2C,
-    "HTTP/2 prior knowledge": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9),
-    "absolute target": get(f"http://{HOST}/health"),
-    "asterisk target": http_head("OPTIONS", "*", HOST),
-    "authority target": http_head("CONNECT", HOST, HOST),
-    "length and chunks": http_head("POST", "/echo", HOST, ["Content-Length: 4", "Transfer-Encoding: chunked"]),
-    "chunks in HTTP/1.0": http_head("POST", "/echo", HOST, ["Transfer-Encoding: chunked"], "1.0"),
-    "two lengths": http_head("POST", "/echo", HOST, ["Content-Length: 4", "Content-Length: 5"]),
-    "length with a sign": http_head("POST", "/echo", HOST, ["Content-Length: +4"]),
-    "unknown coding": http_head("POST", "/echo", HOST, ["Transfer-Encoding: xchunked"]),
-    "HTTP/1.9": get(version="1.9"),
-    "two hosts": http_head("GET", "/health", HOST, [f"Host: {HOST}"]),
-    "no host": b"GET /health HTTP/1.1\r\n\r\n",
-    "head over the size in one piece": get("/health", f"X-Pad: {'p' * 17_000}"),
-    "head over the size for ever": b"GET /health HTTP/1.1\r\n" + b"X-Pad: p\r\n" * 2000,
-    "a target over the size": get("/" + "p" * 17_000),
-    "too many headers": get("/health", *(f"X-{n}: 1" for n in range(100))),
-    "expects to continue into a refusal": http_head(
-        "POST", "/echo", HOST, ["Expect: 100-continue", "Content-Length: 4", "Upgrade: x"]
+HOSTILE = {  # the bytes, and some of the words that say what is wrong with them
+    "upgrade, bad subprotocol": (BAD_SUBPROTOCOL, "frames are at ws://127.0.0.1:8146/ws"),
+    "upgrade, bad extensions": (get("/", *UPGRADE, f"Sec-WebSocket-Extensions: {NON_ASCII}"), "frames are at ws"),
+    "upgrade, bad connection": (get("/", *UPGRADE, f"Connection: upgrade, {NON_ASCII}"), "frames are at ws"),
+    "upgrade and a byte more": (get("/", *UPGRADE) + b"x", "frames are at ws"),
+    "plain upgrade": (get("/", *UPGRADE), "frames are at ws://127.0.0.1:8146/ws"),
+    "h2c": (H2C, "h2c"),
+    "HTTP/2 prior knowledge": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), "ask without HTTP/2"),
+    "absolute target": (get(f"http://{HOST}/health"), "must be a path"),
+    "asterisk target": (http_head("OPTIONS", "*", HOST), "must be a path"),
+    "authority target": (http_head("CONNECT", HOST, HOST), "must be a path"),
+    "length and chunks": (
+        http_head("POST", "/echo", HOST, ["Content-Length: 4", "Transfer-Encoding: chunked"]),
+        "do not go together",
     ),
-    "TLS": bytes.fromhex("16030100c8010000c40303") + bytes(range(200)),
-    "zero bytes": bytes(100),
-    "bare line ends": b"GET\n\n\n",
-    "nonsense": b"\xde\xad\xbe\xef \r\n\r\n",
+    "chunks in HTTP/1.0": (http_head("POST", "/echo", HOST, ["Transfer-Encoding: chunked"], "1.0"), "HTTP/1.0 has no"),
+    "two lengths": (
+        http_head("POST", "/echo", HOST, ["Content-Length: 4", "Content-Length: 5"]),
+        "Content-Length must be one",
+    ),
+    "length with a sign": (http_head("POST", "/echo", HOST, ["Content-Length: +4"]), "Content-Length must be one"),
+    "unknown coding": (http_head("POST", "/echo", HOST, ["Transfer-Encoding: xchunked"]), "served is chunked"),
+    "HTTP/1.9": (get(version="1.9"), "only HTTP/1.1"),
+    "two hosts": (http_head("GET", "/health", HOST, [f"Host: {HOST}"]), "exactly one Host"),
+    "no host": (b"GET /health HTTP/1.1\r\n\r\n", "a Host header is needed"),
+    "head over the size in one piece": (get("/health", f"X-Pad: {'p' * 17_000}"), "more than 16384 bytes"),
+    "head over the size for ever": (b"GET /health HTTP/1.1\r\n" + b"X-Pad: p\r\n" * 2000, "more than 16384 bytes"),
+    "a target over the size": (get("/" + "p" * 17_000), "more than 16384 bytes"),
+    "too many headers": (get("/health", *(f"X-{n}: 1" for n in range(100))), "more than 100 headers"),
+    "expects to continue into a refusal": (
+        http_head("POST", "/echo", HOST, ["Expect: 100-continue", "Content-Length: 4", "Upgrade: x"]),
+        "no upgrade",
+    ),
+    "TLS": (bytes.fromhex("16030100c8010000c40303") + bytes(range(200)), "https://"),
+    "zero bytes": (bytes(100), "https://"),
+    "bare line ends": (b"GET\n\n\n", "request line"),
+    "nonsense": (b"\xde\xad\xbe\xef \r\n\r\n", "request line"),
 }
 
 
-@pytest.mark.parametrize("request_bytes", HOSTILE.values(), ids=HOSTILE.keys())
-async def test_unwelcome_bytes_get_an_error_and_the_server_lives_on(request_bytes, caplog):
+@pytest.mark.parametrize(("request_bytes", "words"), HOSTILE.values(), ids=HOSTILE.keys())
+async def test_unwelcome_bytes_are_told_what_is_wrong_and_the_server_lives_on(request_bytes, words, caplog):
     listener = await open_listener("127.0.0.1", 0)
     port = bound_port(listener)
     rules = loopback_rules(port, port, token="t")
     with caplog.at_level(logging.DEBUG):
         async with serving(listener=listener, rules=rules) as server:
+            server.frames_url = "ws://127.0.0.1:8146/ws"
             async with await trio.open_tcp_stream("127.0.0.1", port) as client:
                 await client.send_all(request_bytes)
                 answer = await read_answer(client)
-                assert answer.status in (400, 431, 501, 505)
-                assert answer.error["code"] == "VALIDATION_ERROR"
+                code = "PAYLOAD_TOO_LARGE" if answer.status == 431 else "VALIDATION_ERROR"
+                assert (answer.status in (400, 431), answer.error["code"]) == (True, code)
+                assert words in answer.error["message"]
                 assert answer.headers["connection"] == "close"
                 assert await receive(client) == b""
             async with await trio.open_tcp_stream("127.0.0.1", port) as client:
@@ -316,3 +353,26 @@ async def test_an_app_that_cannot_start_never_reports_started():
     with pytest.RaisesGroup(RuntimeError, flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
             await nursery.start(server.run)
+
+
+async def test_a_passive_answer_that_was_cut_is_reset_and_is_no_failure_of_ours(caplog):
+    app = make_app()
+
+    @app.get("/passive")
+    async def passive() -> Response:
+        async def pieces() -> AsyncIterator[bytes]:
+            yield b"first"
+            raise ConnectionCut
+
+        return Response(pieces(), content_type="text/plain")
+
+    with caplog.at_level(logging.DEBUG):
+        async with serving(app) as server:
+            client = await server.listener.connect()
+            await client.send_all(get("/passive"))
+            assert (await read_to_end(client)).endswith(b"5\r\nfirst\r\n")
+            await still_serves(server)
+    assert (server.counters.cut, server.counters.crashed) == (1, 0)
+    (record,) = caplog.records
+    assert (record.levelname, record.name) == ("INFO", "wf.http")
+    assert "passive" in record.message

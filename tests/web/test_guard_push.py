@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from tests.fakes.network import ask, http_head, read_answer, read_to_end, receive
-from tests.web.test_guard_streaming import TAKES, asking, chunk, chunks_of, kernel_that_takes, piece, start, streaming
+from tests.web.test_guard_streaming import (
+    TAKES,
+    asking,
+    chunk,
+    chunks_of,
+    kernel_that_takes,
+    pass_time_until,
+    piece,
+    start,
+    streaming,
+)
 from transport import listen
 from web.handles import PUSH
 
@@ -127,8 +137,7 @@ async def test_what_is_left_of_a_push_has_the_time_of_any_write(mock_clock: Mock
         await wait_all_tasks_blocked()
         assert pushed
         assert not ended.is_set()
-        mock_clock.jump(5.1)
-        await ended.wait()
+        await pass_time_until(ended, mock_clock, 5.1)
         assert server.counters.listen.write_timeouts == 1
         assert not (await read_to_end(client)).endswith(b"0\r\n\r\n")
         await client.aclose()

@@ -4,10 +4,10 @@ import attrs
 import pytest
 import trio
 
-from engine.domain.errors import ModelLoadFailed
+from engine.domain.errors import ModelLoadFailed, RuntimeUnavailable
 from engine.settings import LimitSettings, Settings, TimeoutSettings
 from tests.fakes.api import running_api
-from tests.fakes.runtime import End, Say, ScriptedRuntime, words
+from tests.fakes.runtime import End, Fail, Say, ScriptedRuntime, words
 
 LONG = words(2000)
 
@@ -109,6 +109,64 @@ async def test_a_caller_who_leaves_does_not_stop_the_load(autojump_clock):
         assert (await models(api))["a"]["state"] == "ready"
 
 
+async def test_a_caller_who_leaves_does_not_stop_the_warm_up_that_another_waits_for(autojump_clock):
+    async with running_api(scripted(Say("x", after_s=3.0), End(), load_s=2.0)) as api, trio.open_nursery() as nursery:
+        answers = []
+
+        async def stay():
+            answers.append((await api.post("/models/load", {"name": "a"})).json)
+
+        async with api.open("POST", "/models/load", {"name": "a"}):
+            await trio.sleep(2.5)  # loaded, and warming up
+            nursery.start_soon(stay)
+            await trio.sleep(1)
+        await trio.sleep(1)
+        assert (answers, api.slice.runtime.closed) == ([], 0)
+        await trio.sleep(1)
+        assert answers == [
+            {"success": True, "model": "a", "load_time_ms": 0.0, "resident_bytes": 1000, "evicted": []},
+        ]
+        assert (api.slice.runtime.loads, api.slice.runtime.opened, api.slice.runtime.closed) == (["a"], 1, 1)
+
+
+async def test_an_answer_beside_a_warm_up_neither_loads_again_nor_stops_it(autojump_clock):
+    async with running_api(scripted(*words(5), load_s=2.0)) as api, trio.open_nursery() as nursery:
+        api.slice.runtime.by_model = {"a": (Say("x", after_s=3.0), End())}
+        loads = []
+
+        async def load():
+            loads.append((await api.post("/models/load", {"name": "a"})).status)
+
+        nursery.start_soon(load)
+        await trio.sleep(1)
+        answer = await api.post("/generate", {"model": "a", "prompt": "x", "stream": True})
+        await trio.sleep(1)
+        assert (answer.status, loads) == (200, [200])
+        prompts = [request.prompt for request in api.slice.runtime.requests]
+        assert (api.slice.runtime.loads, sorted(prompts)) == (["a"], ["warm up", "x"])
+
+
+async def test_a_warm_up_that_fails_is_told_to_all_who_wait_and_to_those_who_watch(autojump_clock):
+    failing = scripted(Fail(RuntimeUnavailable("it went away"), after_s=1.0), load_s=2.0)
+    async with running_api(failing) as api:
+        client, answers = api.slice.client(), []
+
+        async def load():
+            answers.append(await api.post("/models/load", {"name": "a"}))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(load)
+            nursery.start_soon(load)
+        assert [(answer.status, answer.error["message"]) for answer in answers] == [(503, "it went away")] * 2
+        assert api.slice.runtime.opened == 1
+        await trio.sleep(1)
+        news = [event["payload"] for event in client.events("experience.model")]
+        assert [(told["state"], told["reason"]) for told in news if told["reason"]] == [("ready", "it went away")]
+        assert (await models(api))["a"]["state"] == "ready"
+        decisions = (await api.get("/models/a/why")).json["decisions"]
+        assert [(told["decision"], told["reason"]) for told in decisions][-1] == ("not_warmed_up", "it went away")
+
+
 NAMES = tuple(f"m{n}" for n in range(8))
 
 
@@ -200,6 +258,21 @@ async def test_a_load_that_fails_says_why_and_leaves_the_state(autojump_clock):
         api.slice.runtime.load_error = None
         assert (await api.post("/models/load", {"name": "a"})).status == 200
         assert (await models(api))["a"]["state"] == "ready"
+
+
+async def test_a_load_that_fails_is_told_to_each_under_his_own_request(autojump_clock):
+    async with running_api(scripted(load_s=1.0, load_error=ModelLoadFailed("a: no memory"))) as api:
+        answers = []
+
+        async def load(request_id):
+            headers = {"x_request_id": request_id}
+            answers.append((await api.post("/models/load", {"name": "a"}, **headers)).error["details"]["request_id"])
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(load, "first-of-two")
+            nursery.start_soon(load, "second-of-two")
+        assert sorted(answers) == ["first-of-two", "second-of-two"]
+        assert api.slice.runtime.loads == ["a"]
 
 
 async def test_a_load_without_end_is_a_timeout(autojump_clock):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import attrs
 import trio
 
-from engine.console import why_lines
+from engine.console import model_lines, why_lines
 from engine.settings import LimitSettings, PoolSettings, Settings
 from tests.actors.pool_rig import GB, SizedRuntime
 from tests.fakes.api import running_api
-from tests.fakes.runtime import words
+from tests.fakes.runtime import ScriptedRuntime, words
 
 SIZES = {"org/small:q4": 2 * GB, "big": 7 * GB, "other": 7 * GB, "third": 7 * GB, "giant": 9 * GB}
 HOT = Settings(pool=PoolSettings(cooldown_s=0))
@@ -32,7 +32,10 @@ async def test_a_model_nobody_asked_for_would_be_loaded(autojump_clock):
             "model": "org/small:q4", "state": "absent", "size_bytes": 2 * GB, "resident_bytes": 0,
             "expected_bytes": 2_400_000_000, "leases": 0, "pinned": False, "cools_for_ms": 0.0,
             "now": {"outcome": "load", "reason": None, "evict": [], "numbers": {}},
-            "waiting": [], "decisions": [], "memory": body["memory"],
+            "waiting": [], "decisions": [], "memory": body["memory"], "against_tier": body["against_tier"],
+        }  # fmt: skip
+        assert body["against_tier"]["ttft_cold_ms"] == {
+            "measured": None, "aim": 10_000.0, "missed": None, "reason": "no answer of it was measured yet",
         }  # fmt: skip
 
 
@@ -108,6 +111,35 @@ async def test_a_slow_model_is_flagged_and_not_refused(autojump_clock):
         assert (await api.get("/models")).json["models"][0]["below_tier"] is False
 
 
+async def test_a_first_token_that_waits_too_long_for_the_load_is_flagged_and_not_refused(autojump_clock):
+    async with running_api(lambda clock: _slow(clock, 0.01, load_s=12.0)) as api:  # and mid aims at 10 s
+        for _ in range(2):
+            assert (await api.post("/generate", {"model": "a", "prompt": "x", "stream": True})).status == 200
+        (entry,) = (await api.get("/models")).json["models"]
+        assert (entry["ttft_ms"], entry["ttft_cold_ms"], entry["below_tier"]) == (10.0, 12_010.0, True)
+        assert entry["against_tier"] == {
+            "tps": {"measured": entry["tps"], "aim": 15.0, "missed": False, "reason": None},
+            "ttft_warm_ms": {"measured": 10.0, "aim": 2000.0, "missed": False, "reason": None},
+            "ttft_cold_ms": {"measured": 12_010.0, "aim": 10_000.0, "missed": True, "reason": None},
+        }
+        body, stats = await why(api, "a"), (await api.get("/stats")).json
+        assert body["against_tier"] == stats["models"]["a"]["against_tier"] == entry["against_tier"]
+        flagged = "12010 ms, slower than the tier's 10000 ms"
+        assert f"  first token with its load: {flagged}" in why_lines(body)
+        assert f"  first token, cold  {flagged}" in model_lines(entry)
+
+
+async def test_a_runtime_that_does_not_tell_of_loads_has_neither_time_and_says_so(autojump_clock):
+    async with running_api(lambda clock: ScriptedRuntime(clock, words(3), silent=True)) as api:
+        await api.post("/generate", {"model": "a", "prompt": "x", "stream": True})
+        entry = (await api.get("/models")).json["models"][0]
+        held = [entry["against_tier"][kind] for kind in ("ttft_warm_ms", "ttft_cold_ms")]
+        assert [one["reason"] for one in held] == ["its runtime does not tell whether it had to be loaded"] * 2
+        assert [(one["measured"], one["missed"]) for one in held] == [(None, None)] * 2
+        assert (entry["ttft_ms"], entry["ttft_cold_ms"], entry["below_tier"]) == (None, None, False)
+        assert not any("load" in line or "first token" in line for line in model_lines(entry))
+
+
 async def test_a_machine_without_a_gpu_has_no_budget_there(autojump_clock):
     async with running_api(sized) as api:
         memory = (await api.get("/models")).json["memory"]
@@ -129,8 +161,8 @@ async def test_the_terminal_shows_it_in_lines(autojump_clock):
         assert lines[-1].endswith("Z  evicted · to make room for third · resident 7.0 GB")
 
 
-def _slow(clock, after_s):
-    return SizedRuntime(clock, words(10, after_s), sizes={"a": GB})
+def _slow(clock, after_s, load_s=0.0):
+    return SizedRuntime(clock, words(10, after_s), load_s=load_s, sizes={"a": GB})
 
 
 async def _nobody(state, position, reason):

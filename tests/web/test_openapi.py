@@ -132,7 +132,7 @@ def test_every_code_is_told_with_its_status():
         for code in re.findall(r"`([A-Z_]+)`", response["description"]):
             told.setdefault(code, set()).add(name.split(".")[0])
     assert told.keys() == set(error_codes()) - NOT_OF_A_CALL
-    assert told.pop("VALIDATION_ERROR") == {"400", "431"}
+    assert told.pop("PAYLOAD_TOO_LARGE") == {"413", "431"}
     assert all(len(statuses) == 1 for statuses in told.values())
 
 

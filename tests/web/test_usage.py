@@ -53,6 +53,17 @@ async def test_who_asked_which_model_for_how_much(autojump_clock):
         assert by_day["ledger"] == {"persistent": False, "problem": None, "written": 3, "lost": 0}
 
 
+async def test_one_that_left_before_its_turn_is_a_request_and_nothing_more(autojump_clock):
+    async with running_api(lambda clock: ScriptedRuntime(clock, words(3), load_s=60)) as api:
+        async with api.open("POST", "/generate", {"model": "a", "prompt": PROMPT, "stream": True}) as client:
+            await client.receive()
+            (session,) = api.slice.core.sessions.known()
+        await session.closed.wait()
+        usage = (await api.get("/usage")).json
+        assert (usage["totals"]["requests"], usage["totals"]["uncounted"], usage["ended"]) == (1, 0, {"aborted": 1})
+        assert sum(usage["latency"]["duration_ms"]["counts"]) == sum(usage["latency"]["ttft_ms"]["counts"]) == 0
+
+
 async def test_every_dialect_counts(autojump_clock):
     async with running_api() as api:
         messages = [{"role": "user", "content": PROMPT}]

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import attrs
 
 from engine.domain.generation import GenerationRequest
+from engine.domain.runtime import EmbedRequest
 
 
 @attrs.define(eq=False)
@@ -25,7 +26,7 @@ class Uses:
     _leaving: set[str] = attrs.field(factory=set, init=False)
 
     @contextmanager
-    def of(self, request: GenerationRequest) -> Iterator[None]:
+    def of(self, request: GenerationRequest | EmbedRequest) -> Iterator[None]:
         """Around an answer. On leaving, however that comes about, the model may go."""
         if request.keep_alive == 0:
             self._leaving.add(request.model)

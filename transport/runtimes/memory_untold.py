@@ -6,13 +6,15 @@ from collections.abc import Mapping
 
 import trio
 
+from engine.domain.models import MemoryUse
+
 
 class MemoryUntold:
     """The part of `Runtime` that such a runtime has nothing to say to. It asks nobody."""
 
     __slots__ = ()
 
-    async def resident(self) -> Mapping[str, int | None] | None:
+    async def resident(self) -> Mapping[str, MemoryUse] | None:
         """None: nobody can tell."""
         await trio.lowlevel.checkpoint()
         return None

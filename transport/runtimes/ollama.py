@@ -37,7 +37,7 @@ from engine.domain.errors import (
     UpstreamTruncated,
 )
 from engine.domain.generation import Chunk, Clock, Dialect, GenerationRequest
-from engine.domain.models import Capability, Loaded, ModelInfo, Probe, is_model_name
+from engine.domain.models import Capability, Loaded, MemoryUse, ModelInfo, Probe, is_model_name
 from engine.domain.pull import PullProgress
 from engine.domain.runtime import Embeddings, EmbedRequest, Forwarded, ForwardRequest, Residence
 from policies.egress import Permit, stays_here
@@ -164,13 +164,13 @@ class OllamaRuntime:
         infos = (self._info(model) for model in named)
         return tuple(sorted(infos, key=lambda info: not info.capabilities))
 
-    async def resident(self) -> Mapping[str, int | None]:
-        """What is loaded, whoever loaded it; bytes are main and GPU memory together."""
-        return {loaded.name: loaded.size for loaded in await self._loaded()}
+    async def resident(self) -> Mapping[str, MemoryUse]:
+        """What is loaded, whoever loaded it, by `/api/ps`."""
+        return {loaded.name: MemoryUse(loaded.size, loaded.size_vram) for loaded in await self._loaded()}
 
     async def running(self) -> Mapping[str, Residence]:
         return {
-            loaded.name: Residence(loaded.size_vram, loaded.expires_at, loaded.context_length or None)
+            loaded.name: Residence(loaded.size_vram, loaded.expires_at, loaded.context_length or None, loaded.size)
             for loaded in await self._loaded()
         }
 
@@ -184,15 +184,20 @@ class OllamaRuntime:
         begin_us = self.clock()
         await self._load(model, self.keep_alive)
         load_ms = (self.clock() - begin_us) / 1000
-        return Loaded(await self._resident_bytes(model), load_ms)
+        use = await self._memory_of(model)
+        return Loaded(use.size_bytes, load_ms, use.vram_bytes)
 
     async def unload(self, model: str) -> int:
         """A model that is answering goes when it has answered."""
         self._refuse_remote(model)
-        freed_bytes = await self._resident_bytes(model)
+        freed_bytes = (await self._memory_of(model)).size_bytes or 0
         if freed_bytes:
             await self._load(model, 0)
         return freed_bytes
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raises InvalidRequest for what cannot be said in this dialect."""
+        asking.check(request)
 
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
@@ -385,9 +390,9 @@ class OllamaRuntime:
         if not wire.load_done(answer.body):
             raise UpstreamProtocolError(f"{self.name} did not say whether {model} is loaded")
 
-    async def _resident_bytes(self, model: str) -> int:
-        running = await self.resident()
-        return sum(size or 0 for name, size in running.items() if wire.full_name(name) == wire.full_name(model))
+    async def _memory_of(self, model: str) -> MemoryUse:
+        found = [loaded for loaded in await self._loaded() if wire.full_name(loaded.name) == wire.full_name(model)]
+        return MemoryUse(sum(loaded.size for loaded in found), sum(loaded.size_vram for loaded in found))
 
     async def _ask(self, method: str, path: str) -> Answer:
         answer = await self._upstream.ask(method, path, timeout_s=LIST_S)
@@ -414,6 +419,7 @@ class OllamaRuntime:
             digest=model.digest,
             capabilities=self._capabilities(model),
             details=details,
+            may_use_gpu=True,
         )
 
     def _capabilities(self, model: wire.ListedModel) -> tuple[Capability, ...]:

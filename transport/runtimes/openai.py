@@ -153,6 +153,13 @@ class OpenAIRuntime(MemoryUntold):
             raise ModelNotFound(f"{self.name} has no model {model}", model=model)
         return Loaded(resident_bytes=None, load_ms=None)
 
+    def check(self, request: GenerationRequest) -> None:
+        """Raises InvalidRequest for what cannot be said in this dialect, and for log-probabilities that the caller
+        wants of a model that gave none before."""
+        if request.logprobs_wanted and request.model in self._gave_no_logprobs:
+            raise gave_no_logprobs(request.model)
+        asking.check(request, hosted=self.hosted)
+
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
         """Stream an answer. Refusals are raised on entering. An answer is whole with its `finish_reason`: from then on
@@ -162,9 +169,8 @@ class OpenAIRuntime(MemoryUntold):
 
         Log-probabilities that the caller wants are not left out: a model that refuses them, or gave none before,
         refuses the request."""
+        self.check(request)
         without = self._tools_without_logprobs if request.tools else self._without_logprobs
-        if request.logprobs_wanted and request.model in self._gave_no_logprobs:
-            raise gave_no_logprobs(request.model)
         logprobs = request.logprobs_wanted or request.model not in without
         while True:
             body = asking.request_body(request, logprobs=logprobs, hosted=self.hosted)

@@ -215,6 +215,8 @@ class PlainChunks:
                 self._owed = self._owed[len(ending) :]
                 if self._owed:
                     break
+            if at == len(buffer):  # as after nearly every read
+                break
             head = _CHUNK_HEAD.match(buffer, at)
             if head is None:
                 self.over = _CHUNK_HEAD_BEGUN.fullmatch(buffer, at) is None

@@ -31,7 +31,7 @@ from engine.domain.generation import (
     TokenLogprob,
     TopEntry,
 )
-from engine.domain.models import Capability, Loaded, ModelInfo, Probe
+from engine.domain.models import Capability, Loaded, MemoryUse, ModelInfo, Probe
 from transport.runtimes.embedded.text import StopFilter
 from transport.wire.requests import refuse_all_but_words
 
@@ -107,17 +107,17 @@ class SyntheticRuntime:
         await trio.lowlevel.checkpoint()
         return tuple(self._info(name) for name in MODELS)
 
-    async def resident(self) -> Mapping[str, int | None]:
+    async def resident(self) -> Mapping[str, MemoryUse]:
         """Those that were loaded; they take no room."""
         await trio.lowlevel.checkpoint()
-        return dict.fromkeys(self._loaded, 0)
+        return dict.fromkeys(self._loaded, MemoryUse(0, 0))
 
     async def load(self, model: str) -> Loaded:
         """Nothing is read, so nothing is resident."""
         await trio.lowlevel.checkpoint()
         _known(model)
         self._loaded.add(model)
-        return Loaded(resident_bytes=0, load_ms=0.0)
+        return Loaded(resident_bytes=0, load_ms=0.0, vram_bytes=0)
 
     async def unload(self, model: str) -> int:
         await trio.lowlevel.checkpoint()
@@ -125,11 +125,15 @@ class SyntheticRuntime:
         self._loaded.discard(model)
         return 0
 
+    def check(self, request: GenerationRequest) -> None:
+        """Raises InvalidRequest for what is more than words."""
+        refuse_all_but_words(request, self.name)
+
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
         """Stream the words: one chunk a token, the last one with `end`: LENGTH at max_tokens, STOP, else FINISHED."""
         _known(request.model)
-        refuse_all_but_words(request, self.name)
+        self.check(request)
         async with aclosing(self._chunks(request)) as chunks:
             yield chunks
 

@@ -9,6 +9,7 @@ import attrs
 import msgspec
 
 from engine.domain.errors import InvalidRequest
+from transport.wire.nesting import refuse_deep
 
 PATTERNS_MAX: Final = 32
 ID_CHARS_MAX: Final = 64
@@ -70,7 +71,10 @@ _id_decoder: msgspec.json.Decoder[_Id] = msgspec.json.Decoder(_Id)
 def parse_command(message: bytes) -> Command:
     """A client message as a command. Raises InvalidRequest that says what is wrong, without repeating the message."""
     try:
+        refuse_deep(message)
         command = _decoder.decode(message)
+    except InvalidRequest as error:
+        raise InvalidRequest(f"bad message: {error.message}", commands=list(COMMANDS)) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         reason = misfit(error) if isinstance(error, msgspec.ValidationError) else "the message is not a JSON object"
         raise InvalidRequest(f"bad message: {reason}", commands=list(COMMANDS)) from None

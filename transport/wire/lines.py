@@ -40,8 +40,10 @@ class LineSplitter:
             self._check(len(self._rest))
             self._raise_fault()
             return []
-        *whole, tail = (bytes(self._rest) + data).split(b"\n")
-        self._rest = bytearray(tail)
+        whole = (bytes(self._rest) + data if self._rest else data).split(b"\n")
+        tail = whole.pop()
+        if tail or self._rest:
+            self._rest = bytearray(tail)
         lines = []
         for line in whole:
             if not self._check(len(line)):

@@ -203,10 +203,11 @@ class RecordStream:
         if self.ended:
             self._count_late(lines)
             return
-        for index, (line, start) in enumerate(zip(lines, self._lines.starts, strict=True)):
+        starts = self._lines.starts
+        for index, line in enumerate(lines):
             if not line.strip():
                 continue
-            chunks = self._chunks(_record(line, start), line, t_us, start)
+            chunks = self._chunks(_record(line, starts[index]), line, t_us, starts[index])
             if chunks[-1].end is not None:
                 self.ended = True
                 self._count_late(lines[index + 1 :])  # now: a reader may leave at the end it was waiting for

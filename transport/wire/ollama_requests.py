@@ -32,6 +32,17 @@ def request_body(
     """The body for `request_path`. Options stand in it only where the request gives them; we never add a runner option
     (num_ctx and the like), since a change of one reloads the model. `truncate=False` has a long prompt refused, not
     cut. `keep_alive` is for requests that give none. Raises InvalidRequest for what cannot be said."""
+    return msgspec.json.encode(_fields(request, logprobs, truncate, keep_alive))
+
+
+def check(request: GenerationRequest) -> None:
+    """Raises InvalidRequest for what cannot be said."""
+    _fields(request)
+
+
+def _fields(
+    request: GenerationRequest, logprobs: bool = True, truncate: bool = True, keep_alive: str | int | None = None
+) -> dict[str, Any]:
     tools, must_call = requests.offered(request)
     if must_call:
         raise requests.refused("tool_choice", "Ollama cannot be made to call a tool; use auto or none")
@@ -53,7 +64,7 @@ def request_body(
     if keep_alive is not None:
         body["keep_alive"] = keep_alive
     options = requests.options(request.parameters, "num_predict") | dict(request.runner_options)
-    return msgspec.json.encode(body | ({"options": options} if options else {}))
+    return body | ({"options": options} if options else {})
 
 
 def _prompt(request: GenerationRequest) -> dict[str, Any]:

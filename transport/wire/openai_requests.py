@@ -43,6 +43,15 @@ def request_path(request: GenerationRequest) -> str:
 def request_body(request: GenerationRequest, *, logprobs: bool = True, hosted: bool = False) -> bytes:
     """The body for `request_path`. Parameters stand in it only where the request gives them. `hosted`: it is for OpenAI
     or OpenRouter, and has nothing in it that only local servers take. Raises InvalidRequest for what cannot be said."""
+    return msgspec.json.encode(_fields(request, logprobs, hosted))
+
+
+def check(request: GenerationRequest, *, hosted: bool = False) -> None:
+    """Raises InvalidRequest for what cannot be said."""
+    _fields(request, True, hosted)
+
+
+def _fields(request: GenerationRequest, logprobs: bool, hosted: bool) -> dict[str, Any]:
     if hosted:
         _refuse_local_words(request)
     body: dict[str, Any] = {"model": request.model}
@@ -60,7 +69,7 @@ def request_body(request: GenerationRequest, *, logprobs: bool = True, hosted: b
     parameters = requests.options(request.parameters, "max_completion_tokens" if hosted else "max_tokens")
     if "repeat_penalty" in parameters:
         parameters["repetition_penalty"] = parameters["repeat_penalty"]
-    return msgspec.json.encode(body | parameters)
+    return body | parameters
 
 
 def _bare_prompt(request: GenerationRequest) -> str:

@@ -21,12 +21,14 @@ from actors.resume import DETAIL
 from actors.session import SessionRequest
 from engine.domain.errors import EngineError, InvalidRequest
 from engine.domain.events import ModelChanged
-from engine.domain.generation import EndReason, Origin, ResumeRules
+from engine.domain.generation import Dialect, EndReason, Origin, ResumeRules
 from engine.domain.models import Capability, ModelState
 from engine.domain.runtime import Embedder, Embeddings, EmbedRequest, Forwarder, ForwardRequest
 from policies.leaving import leave_after_s
 from policies.resume import rules_for
 from policies.selection import Wants, wants_of
+from transport.wire.dialects.field_names import in_words_of
+from transport.wire.dialects.openai_asks import AS_ONE
 from transport.wire.dialects.reply import Asked, Reply, ReplyFacts, needs
 from transport.wire.dialects.wf_field import with_wf
 from web.handles import Engine, on_leave
@@ -127,7 +129,7 @@ async def _answer(
         if wait.cancelled_caught:
             return _streamed(exchange, exchange.late_pieces(ask), exchange.blank().content_type)
         if isinstance(first, Ended):
-            if terms.passive:
+            if terms.passive or first.error is None:  # nobody stands in for one that was stopped
                 raise exchange.failure(first)
             model = engine.providers.next_after(model, exchange.failure(first), _wants(asked), tried)
             ask = partial(_open, engine, dialect, origin, asked, model, terms)
@@ -178,16 +180,20 @@ def _open(
         raise InvalidRequest(
             f"{LENS_HEADER}: passive needs a runtime that speaks {asked.dialect} itself; {model.runtime.name} does not"
         )
-    forward = None
+    forward, at_once = None, False
     if native:
         own = model.info.name
+        if not passive and _tells_more_at_once(asked, model):
+            asked, at_once = attrs.evolve(asked, options=asked.options | {AS_ONE}), True
         if passive and asked.model not in (own, own.removesuffix(":latest")):
             raise InvalidRequest(f"{LENS_HEADER}: passive changes no byte, so the model must be called {own}")
         plain = None if passive or asked.logprobs else dialect.forward_body(asked, own, logprobs=False)
         sent = asked.body if passive else dialect.forward_body(asked, own)
         named = asked.model if passive else own
         tools = bool(asked.request.tools)
-        forward = ForwardRequest(asked.dialect, asked.path, sent, named, plain, tools, as_it_comes=passive)
+        forward = ForwardRequest(
+            asked.dialect, asked.path, sent, named, plain, tools, as_it_comes=passive, at_once=at_once
+        )
     elif fields := needs(asked):
         raise InvalidRequest(
             f"{', '.join(fields)}: {model.name} runs in {model.runtime.name}, which has no such thing",
@@ -202,11 +208,22 @@ def _open(
         resume=_resumable(terms.resume, asked),
         logprobs_wanted=asked.logprobs,
     )
-    session = engine.sessions.start(SessionRequest(model, asked_of, origin, reply=line, forward=forward))
+    try:
+        session = engine.sessions.start(SessionRequest(model, asked_of, origin, reply=line, forward=forward))
+    except InvalidRequest as error:
+        raise in_words_of(asked, error) from None
     on_leave(terms.scope, line.leave)
     on_leave(terms.scope, partial(engine.sessions.leave, session, terms.leave_s))
     make_reply, route = partial(dialect.reply_for, asked), NATIVE if native else TRANSLATED
     return Exchange(engine, asked, model, session, line, make_reply, terms, route, began_us)
+
+
+def _tells_more_at_once(asked: Asked, model: ModelRef) -> bool:
+    """llama.cpp's streams have no log-probabilities of tokens that say nothing (the end, the marks around thinking),
+    none beside tools, and others than its whole answers where a stop string ended the text. So a client that wants them
+    in one piece gets that piece, although nothing of it is seen before."""
+    llama_cpp = model.runtime.kind == "llama_cpp" or model.info.details.get("owned_by") == "llamacpp"
+    return llama_cpp and asked.dialect is Dialect.OPENAI and asked.logprobs and not asked.stream
 
 
 def _resumable(rules: ResumeRules | None, asked: Asked) -> ResumeRules | None:

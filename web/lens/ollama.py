@@ -107,10 +107,9 @@ async def _resident(engine: Engine) -> list[listing.Resident]:
     for model, status in ready:
         vram_bytes = 0 if model.runtime.kind == "embedded" else None
         told = running.get(model.runtime.name, {}).get(model.info.name, Residence(vram_bytes, None, None))
+        size_bytes = status.resident_bytes if model.runtime.local else told.size_bytes  # there it takes none of ours
         found.append(
-            listing.Resident(
-                _public(model), status.resident_bytes, told.vram_bytes, told.expires_at, told.context_length
-            )
+            listing.Resident(_public(model), size_bytes, told.vram_bytes, told.expires_at, told.context_length)
         )
     return found
 

@@ -30,8 +30,9 @@ from policies.labels import Reading, read_label
 from policies.selection import wants_of
 from policies.taxonomy import Vocabulary, fitted, messages
 from transport.wire.commands import printable
-from transport.wire.dialects.openai_asks import decode, refused
+from transport.wire.dialects.openai_asks import refused
 from transport.wire.records import TOP_ASKED_MAX
+from transport.wire.request_json import decode
 from web.handles import on_leave
 from web.lens.flow import failure_of
 from web.service_bodies import (

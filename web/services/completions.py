@@ -19,8 +19,9 @@ from engine.domain.errors import EngineError, InvalidRequest
 from engine.domain.generation import Chunk, Origin
 from transport.wire.dialects import ollama, openai
 from transport.wire.dialects.ollama_records import nanoseconds
-from transport.wire.dialects.openai_asks import decode, refused
+from transport.wire.dialects.openai_asks import refused
 from transport.wire.dialects.reply import Asked, Reply, ReplyEnd, ReplyFacts, needs
+from transport.wire.request_json import decode
 from web.handles import on_leave
 from web.lens.flow import DialectModule, answer
 from web.services.service import Chosen, Service

@@ -9,8 +9,10 @@ const CLASSIFIER = "tlc_domain_classifier";
 /**
  * @typedef {{ws_url: string, version: string, schema_version: string, boot: string, tier: string, token: string, limits?: Record<string, any>, services?: string[]}} Bootstrap
  * @typedef {{name: string, runtime: string, state?: string, capabilities?: string[], details?: Record<string, any>,
- *   size_bytes?: number, resident_bytes?: number, last_used?: string|null, tps?: number|null, ttft_ms?: number|null, pinned?: boolean}} Model
- * @typedef {{ram_total_bytes: number, ram_budget_bytes: number, vram_budget_bytes: number|null, used_bytes: number}} Memory
+ *   size_bytes?: number, resident_bytes?: number, vram_bytes?: number|null, last_used?: string|null, tps?: number|null, ttft_ms?: number|null, ttft_cold_ms?: number|null,
+ *   against_tier?: Record<"tps"|"ttft_warm_ms"|"ttft_cold_ms", Held>, pinned?: boolean}} Model
+ * @typedef {{measured: number|null, aim: number, missed: boolean|null, reason: string|null}} Held a figure, and what the tier aims at
+ * @typedef {{ram_total_bytes: number, ram_budget_bytes: number, vram_budget_bytes: number|null, used_bytes: number, used_ram_bytes: number, used_vram_bytes: number}} Memory
  * @typedef {{session_id: string, dropped_models?: string[]}} Accepted
  * @typedef {{success: boolean, tokens_generated: number, stop_latency_ms: number|null}} Stopped
  * @typedef {{name: string, kind: string, url: string|null, local: boolean, up: boolean|null, reason: string|null}} RuntimeState

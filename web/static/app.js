@@ -194,7 +194,10 @@ class Page {
       this._turns += 1;
       const crowded = this.inspector.open && (session?.streams.length ?? 0) > CROWD;
       if (!crowded || this._turns % 2 === 0) this.lanes.sync(session); // marked words are slow to paint
-      if (this.picture.tick(now, this.load.level) && !replaying) this.rendered.painted(this.store.frame, this.store.receivedAt, this.drawRate.perSecond(now), now);
+      const moved = this.picture.tick(now, this.load.level);
+      if (this.picture.framesDrawn !== this._drawn) this.drawRate.mark(now);
+      this._drawn = this.picture.framesDrawn;
+      if (moved && !replaying) this.rendered.painted(this.store.frame, this.store.receivedAt, this.drawRate.perSecond(now), now);
     }
     for (const { event, atMs } of this.store.modelEvents.splice(0)) {
       this.downloads.heard(event);
@@ -209,8 +212,6 @@ class Page {
       this._slowAt = now;
       this._slow(session);
     }
-    if (this.picture.framesDrawn !== this._drawn) this.drawRate.mark(now);
-    this._drawn = this.picture.framesDrawn;
     this.load.mark(performance.now() - began);
   }
 

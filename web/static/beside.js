@@ -42,9 +42,10 @@ function poolCard() {
 /** @param {import("./api.js").Memory|undefined} memory @param {import("./pool.js").Told[]} all */
 function memoryLine(memory, all) {
   if (!memory) return nothing;
-  const { used_bytes: used, ram_budget_bytes: budget, ram_total_bytes: total } = memory;
+  const { used_ram_bytes: used, used_vram_bytes: usedVram, ram_budget_bytes: budget, ram_total_bytes: total, vram_budget_bytes: vram } = memory;
   const untold = all.some((one) => isIn(one) && !known(resident(one.model)));
-  return html`<div class="line small"><span class="quiet">RAM</span><span class="mono" title="Taken by models, of this machine's memory; the tier's budget ends at the line${untold ? ". Of some in memory nobody has told the size" : ""}">${untold ? "≥ " : ""}${bytes(used)} / ${bytes(total)} · cap ${bytes(budget)}</span></div>${memoryBar(memory, all, "card")}`;
+  return html`<div class="line small"><span class="quiet">RAM</span><span class="mono" title="Taken by models, of this machine's memory; the tier's budget ends at the line${untold ? ". Of some in memory nobody has told the size" : ""}">${untold ? "≥ " : ""}${bytes(used)} / ${bytes(total)} · cap ${bytes(budget)}</span></div>${memoryBar(memory, all, "card")}
+    ${vram ? html`<div class="line small"><span class="quiet">GPU</span><span class="mono" title="Taken by models, of the tier's budget">${bytes(usedVram)} / ${bytes(vram)}</span></div>${memoryBar(memory, all, "card-vram", true)}` : nothing}`;
 }
 
 /** Bytes in memory; null where nobody has told them. @param {import("./pool.js").Told["model"]} model */

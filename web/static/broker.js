@@ -31,6 +31,7 @@ export class Broker {
     this._asked = signal(/** @type {string|null} the mode that waits for a yes */ (null));
     this._askedAt = -POLL_MS;
     this._asking = false;
+    this._turn = 0; // of the newest question: the answer to an older one says nothing any more
     this.dialog.addEventListener("close", () => this._answered());
     slow.whileShown("gateway", () => {
       byId("broker").hidden = !this._offered.value;
@@ -83,16 +84,22 @@ export class Broker {
 
   /** @param {() => Promise<import("./api.js").BrokerState>} question */
   async _ask(question) {
+    const turn = (this._turn += 1);
     this._asking = true;
     try {
-      slow.broker.value = await question();
+      const state = await question();
+      if (turn !== this._turn) return;
+      slow.broker.value = state;
       this._trouble.value = "";
     } catch (error) {
+      if (turn !== this._turn) return;
       this._trouble.value = error instanceof Error ? error.message : String(error);
       this.say(this._trouble.peek());
     } finally {
-      this._asking = false;
-      if (!this.dialog.open) this._asked.value = null;
+      if (turn === this._turn) {
+        this._asking = false;
+        if (!this.dialog.open) this._asked.value = null;
+      }
     }
   }
 

@@ -44,6 +44,7 @@ export class Composer {
     this.onListed = () => {};
     /** @type {"no"|"asking"|"again"} */
     this._refreshing = "no";
+    this._unlisted = false; // what is shown as refused is the list of models
     this._choice = "";
     this.form.addEventListener("submit", (event) => {
       event.preventDefault();
@@ -73,8 +74,12 @@ export class Composer {
       this._refreshing = "asking";
       try {
         this._list(await api.models());
+        if (this._unlisted) byId("refusal").hidden = true; // it is there again
+        this._unlisted = false;
       } catch (error) {
+        if (!byId("refusal").hidden) continue; // what a person was refused stays
         this._refuse(error, () => this.refreshModels());
+        this._unlisted = true;
       }
     } while (/** @type {string} */ (this._refreshing) === "again");
     this._refreshing = "no";
@@ -198,6 +203,7 @@ export class Composer {
   }
 
   _clear() {
+    this._unlisted = false;
     byId("refusal").hidden = true;
     this._note("");
   }
@@ -211,6 +217,7 @@ export class Composer {
 
   /** @param {unknown} error @param {() => void} again what the button does */
   _refuse(error, again) {
+    this._unlisted = false;
     this._retry = () => {
       this._clear();
       again();

@@ -88,7 +88,11 @@ export class Downloads {
   /** What GET /models says is under way: the truth about the downloads of others. @param {{name: string, status: string, progress: number|null}[]} pulls */
   listed(pulls) {
     const names = new Set(pulls.map((pull) => pull.name));
-    for (const row of this.rows.values()) if (!row.abort && row.state === "pulling" && !names.has(row.name)) this.rows.delete(row.name);
+    for (const row of this.rows.values()) {
+      if (row.abort || row.state !== "pulling" || names.has(row.name)) continue;
+      if (row.mine) Object.assign(row, { state: "stopped", progress: null }); // a listing made before the click brought it back
+      else this.rows.delete(row.name);
+    }
     for (const { name, status, progress } of pulls) this.heard({ model: name, state: "pulling", progress, reason: status });
   }
 

@@ -44,7 +44,7 @@ export class History {
   constructor() {
     this.speed = new Ring(1); // tok/s of all that streams
     this.ttft = new Ring(1); // ms, one point for each answer
-    this.memory = new Ring(2); // bytes: in use, and the budget
+    this.memory = new Ring(2); // bytes: in use of main memory, and the budget
     /** @type {WeakSet<import("./stream.js").Stream>} whose first token is among the points */
     this._told = new WeakSet();
   }
@@ -71,6 +71,6 @@ export class History {
 
   /** @param {import("./api.js").Memory|undefined} memory @param {number} atMs Unix time */
   listed(memory, atMs) {
-    if (memory) this.memory.add(atMs, [memory.used_bytes, memory.ram_budget_bytes]);
+    if (memory) this.memory.add(atMs, [memory.used_ram_bytes, memory.ram_budget_bytes]);
   }
 }

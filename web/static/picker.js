@@ -25,6 +25,8 @@ export class Picker {
     this.members = new Set((recall("members") ?? "").split("\n").filter(Boolean));
     /** @type {Mode} */
     this.mode = "single";
+    this._own = false; // somebody chose here: an empty choice is one too
+    this._listed = "";
     this._cap = LANES;
     this.model.addEventListener("change", () => {
       remember("model", this.model.value);
@@ -61,20 +63,28 @@ export class Picker {
 
   /** @param {Map<string, Model>} models @param {string} wanted */
   listed(models, wanted) {
+    const names = JSON.stringify([...models.values()].map(({ name, runtime }) => [runtime, name]));
+    if (names !== this._listed) this._make(models);
+    this._listed = names; // what did not change stays, with the focus in it
+    const usual = [...models.values()].find((model) => model.runtime !== OWN) ?? [...models.values()][0];
+    const chosen = wanted && models.has(wanted) ? wanted : (usual?.name ?? "");
+    if (this.model.value !== chosen) this.model.value = chosen;
+    this.model.disabled = models.size === 0;
+    if (this.members.size > 0) this._own &&= [...this.members].some((name) => models.has(name));
+    for (const name of this.members) if (!models.has(name)) this.members.delete(name);
+    if (this.members.size === 0 && !this._own) for (const { name, runtime } of models.values()) if (runtime === usual?.runtime && this.members.size < 3) this.members.add(name);
+    this._show();
+  }
+
+  /** @param {Map<string, Model>} models */
+  _make(models) {
     const groups = new Map();
-    for (const model of models.values()) {
-      const option = new Option(visible(model.name), model.name);
-      if (!groups.has(model.runtime)) groups.set(model.runtime, []);
-      groups.get(model.runtime).push(option);
+    for (const { name, runtime } of models.values()) {
+      if (!groups.has(runtime)) groups.set(runtime, []);
+      groups.get(runtime).push(new Option(visible(name), name));
     }
     this.model.replaceChildren(...[...groups].map(([runtime, options]) => group(runtime, options)));
-    const usual = [...models.values()].find((model) => model.runtime !== OWN) ?? [...models.values()][0];
-    this.model.value = wanted && models.has(wanted) ? wanted : (usual?.name ?? "");
-    this.model.disabled = models.size === 0;
-    for (const name of this.members) if (!models.has(name)) this.members.delete(name);
-    if (this.members.size === 0) for (const { name, runtime } of models.values()) if (runtime === usual?.runtime && this.members.size < 3) this.members.add(name);
     this.list.replaceChildren(...[...models.values()].map(({ name, runtime }) => row(name, runtime)));
-    this._show();
   }
 
   /** One model is to be asked. @param {string} name */
@@ -105,6 +115,7 @@ export class Picker {
 
   /** @param {HTMLInputElement} input */
   _check(input) {
+    this._own = true;
     if (input.checked) this.members.add(input.value);
     else this.members.delete(input.value);
     remember("members", [...this.members].join("\n"));

@@ -36,12 +36,21 @@ export function told({ models }) {
   return all.sort((a, b) => Number(b.speaks) - Number(a.speaks) || Number(a.state === "absent") - Number(b.state === "absent"));
 }
 
-/** How much of the memory is taken, by whom, and where the budget ends. @param {Memory} memory @param {Told[]} all @param {string} id */
-export function memoryBar({ ram_budget_bytes: budget, ram_total_bytes: total }, all, id) {
+/** @param {Model} model its bytes in memory of the GPU, and in main memory */
+const inGpu = (model) => model.vram_bytes ?? 0;
+/** @param {Model} model */
+const inRam = (model) => Math.max(0, (model.resident_bytes ?? 0) - inGpu(model));
+
+/**
+ * How much of a memory is taken, by whom, and where the budget ends.
+ * @param {Memory} memory @param {Told[]} all @param {string} id @param {boolean} [gpu] of the GPU's, whose size nobody tells
+ */
+export function memoryBar({ ram_budget_bytes, ram_total_bytes, vram_budget_bytes }, all, id, gpu = false) {
+  const [budget, total, taken] = gpu ? [vram_budget_bytes ?? 0, 0, inGpu] : [ram_budget_bytes, ram_total_bytes, inRam];
   const whole = Math.max(total, budget, 1);
-  const parts = all.filter(({ model }) => (model.resident_bytes ?? 0) > 0);
+  const parts = all.filter(({ model }) => taken(model) > 0);
   return html`<div class="stack" aria-hidden="true"><div id="${id}-bar">${parts.map(
-    ({ model, place }) => html`<i data-slot=${place} title="${visible(model.name)}: ${bytes(model.resident_bytes ?? 0)}" ${styled({ width: `${((model.resident_bytes ?? 0) / whole) * 100}%` })}></i>`,
+    ({ model, place }) => html`<i data-slot=${place} title="${visible(model.name)}: ${bytes(taken(model))}" ${styled({ width: `${(taken(model) / whole) * 100}%` })}></i>`,
   )}</div><span id="${id}-cap" class="cap" ${styled({ left: `${(Math.min(budget, whole) / whole) * 100}%` })}></span></div>`;
 }
 
@@ -51,6 +60,16 @@ const breakable = (name) => visible(name).split("/").map((part, i) => (i > 0 ? h
 /** @param {unknown} value @param {string} key */
 const figure = (value, key) => (key.endsWith("_bytes") && known(value) ? `${key.slice(0, -6).replaceAll("_", " ")} ${bytes(value)}` : `${key.replaceAll("_", " ")} ${known(value) ? Number(value.toFixed(1)) : String(value)}`);
 
+/** @param {unknown} value */
+const ms = (value) => (known(value) ? `${Math.round(value)} ms` : NONE);
+
+/** A figure, marked where it misses what the tier aims at. @param {string} words @param {import("./api.js").Held|undefined} held @param {string} unit */
+const aimed = (words, held, unit) =>
+  held?.missed ? html`<span class="missed" title="The tier aims at ${held.aim} ${unit}">${words}<span class="hidden">, slower than the tier aims at</span></span>` : words;
+
+/** The time to the first token with the load in it, below the one without. @param {Model} model */
+const cold = (model) => (known(model.ttft_cold_ms) ? html`<span class="cold">cold ${aimed(ms(model.ttft_cold_ms), model.against_tier?.ttft_cold_ms, "ms or less")}</span>` : nothing);
+
 export class Pool {
   /** @param {{refresh: () => void, reasons: () => boolean, say: (words: string) => void}} page what it asks of the page */
   constructor(page) {
@@ -58,6 +77,7 @@ export class Pool {
     this._busy = signal(/** @type {ReadonlyMap<string, string>} what this page is doing with a model */ (new Map()));
     this._news = signal({ words: "", bad: false });
     this._why = signal(/** @type {{name: string, answer: any}|null} */ (null));
+    this._wanted = ""; // asked about last
     this._draw();
     slow.whileShown("pool", () => this._draw());
     this._chart = new Chart(byId("memory-chart"), {
@@ -94,7 +114,7 @@ export class Pool {
       <p id="pool-news" class=${news.bad ? "error" : "quiet"} ?hidden=${news.words === ""}>${visible(news.words)}</p>
       <div class="card scrolls" tabindex="0" role="region" aria-label="Models">
         <table class="pool">
-          <thead><tr><th scope="col">Model</th><th scope="col">State</th><th scope="col">On disk</th><th scope="col">In memory</th><th scope="col">Last used</th><th scope="col" title="Tokens per second, mean of its sessions">tok/s</th><th scope="col" title="Time to first token">TTFT</th><th scope="col"><span class="hidden">What can be done</span></th></tr></thead>
+          <thead><tr><th scope="col">Model</th><th scope="col">State</th><th scope="col">On disk</th><th scope="col">In memory</th><th scope="col">Last used</th><th scope="col" title="Tokens per second, mean of its sessions">tok/s</th><th scope="col" title="Time to first token, with the model in memory; cold: with its load. What misses the tier's aim is marked">TTFT</th><th scope="col"><span class="hidden">What can be done</span></th></tr></thead>
           <tbody id="pool-rows">${repeat(all.slice(0, ROWS_MAX), ({ model }) => `${model.runtime} ${model.name}`, (one) => this._row(one))}</tbody>
         </table>
       </div>
@@ -104,10 +124,10 @@ export class Pool {
   /** @param {Memory|undefined} memory @param {Told[]} all */
   _memory(memory, all) {
     if (!memory) return html`<div class="line"><b>RAM</b><span class="mono quiet" id="ram-words">${NONE}</span></div>`;
-    const { used_bytes: used, ram_budget_bytes: budget, ram_total_bytes: total, vram_budget_bytes: vram } = memory;
+    const { used_ram_bytes: used, used_vram_bytes: usedVram, ram_budget_bytes: budget, ram_total_bytes: total, vram_budget_bytes: vram } = memory;
     return html`<div class="line"><b>RAM</b><span class="mono quiet" id="ram-words">${bytes(used)} used · budget ${bytes(budget)} · machine ${bytes(total)}</span></div>
       ${memoryBar(memory, all, "ram")}
-      <p class="quiet" id="vram-words">${vram ? `The tier's budget of GPU memory is ${bytes(vram)}.` : "The tier has no budget of GPU memory."}</p>`;
+      ${vram ? html`<div class="line"><b>GPU</b><span class="mono quiet" id="vram-words">${bytes(usedVram)} used · budget ${bytes(vram)}</span></div>${memoryBar(memory, all, "vram", true)}` : html`<p class="quiet" id="vram-words">The tier has no budget of GPU memory.</p>`}`;
   }
 
   /** @param {Told} one */
@@ -126,8 +146,8 @@ export class Pool {
       <td class="mono">${model.size_bytes ? bytes(model.size_bytes) : NONE}</td>
       <td class="mono">${model.resident_bytes ? bytes(model.resident_bytes) : NONE}</td>
       <td class="mono">${model.last_used ? new Date(model.last_used).toLocaleTimeString([], { hour12: false }) : NONE}</td>
-      <td class="mono">${fixed(model.tps, 1)}</td>
-      <td class="mono">${known(model.ttft_ms) ? `${Math.round(model.ttft_ms)} ms` : NONE}</td>
+      <td class="mono">${aimed(fixed(model.tps, 1), model.against_tier?.tps, "tok/s or more")}</td>
+      <td class="mono">${aimed(ms(model.ttft_ms), model.against_tier?.ttft_warm_ms, "ms or less")}${cold(model)}</td>
       <td class="acts">
         ${button("Load", "", busy || inside, () => this._load(name, false))}
         ${button("Unload", speaks ? "It is streaming: stop that first" : "", busy || !inside || speaks, () => this._unload(name))}
@@ -183,8 +203,10 @@ export class Pool {
 
   /** @param {string} name */
   async _ask(name) {
+    this._wanted = name;
     try {
-      this._why.value = { name, answer: await api.why(name) };
+      const answer = await api.why(name);
+      if (name === this._wanted) this._why.value = { name, answer };
     } catch (error) {
       this._say(error instanceof Error ? error.message : String(error), true);
     }

@@ -158,6 +158,7 @@ export class Replay {
       return;
     }
     const text = await file.text().catch(() => "");
+    if (wish !== this._opening) return;
     this.player = null;
     await this._begin(wish, text, null, file.name);
   }

@@ -26,7 +26,7 @@ MODELS: Final = (EMBEDDED, STEADY, SCRIPTED)  # one of each runtime
 BROKEN: Final = ("mock:cut", "mock:rst", "mock:error-line", "mock:silent-end", "mock:garbage")
 SAID_BEFORE: Final = 1  # texts at least that the client gets of one that breaks off
 ANSWER_TOKENS: Final = 16  # of the mock
-CONTEXT: Final = 4096  # of llama.cpp: an endless answer fills it in some seconds
+CONTEXT: Final = 65_536  # of llama.cpp: an endless answer takes a minute to fill it, and is left long before
 PIXEL: Final = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNkYPhfDwAChwGA60e6kgAAAABJRU5ErkJggg=="
 SCHEMA: Final = {
     "type": "object",

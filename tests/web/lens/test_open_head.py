@@ -18,6 +18,7 @@ from tests.fakes.http_server import make_app, serving
 from tests.fakes.network import http_head, receive
 from tests.fakes.ollama import Reply, Send, done, record, refused
 from tests.fakes.openai import DONE, delta, finish
+from tests.fakes.processes import WATCHDOG_S
 from tests.fakes.runtime import ScriptedRuntime, words
 from tests.web.lens.ways import OLLAMA_GENERATE, OPENAI_CHAT, Way
 from transport.listen import ListenLimits, bound_port, open_listener
@@ -162,7 +163,7 @@ async def test_the_head_goes_out_with_an_empty_piece():
     listener = await open_listener("127.0.0.1", 0)
     port = bound_port(listener)
     limits = HttpLimits(listen=ListenLimits(write_timeout_s=5.0))
-    with trio.fail_after(20):
+    with trio.fail_after(WATCHDOG_S):
         async with serving(made, listener, limits, loopback_rules(port, port, token="t")):
             client = await trio.open_tcp_stream("127.0.0.1", port)
             await client.send_all(http_head("GET", "/", f"127.0.0.1:{port}", (), "1.1"))

@@ -26,7 +26,7 @@ import trio
 
 from engine.domain.errors import ModelLoadFailed, ModelNotFound
 from engine.domain.generation import Chunk, Clock, Dialect, EndReason, GenerationEnd, GenerationRequest
-from engine.domain.models import Capability, Loaded, ModelInfo, Probe
+from engine.domain.models import Capability, Loaded, MemoryUse, ModelInfo, Probe
 from transport.runtimes.embedded import gguf
 from transport.runtimes.embedded.answer import Answer, Model
 from transport.runtimes.embedded.bpe import Tokenizer
@@ -90,21 +90,26 @@ class EmbeddedRuntime:
                     self._described[name] = await self._in_thread(self._describe, name)
         return tuple(self._described[name] for name in MODELS)
 
-    async def resident(self) -> Mapping[str, int | None]:
+    async def resident(self) -> Mapping[str, MemoryUse]:
         await trio.lowlevel.checkpoint()
-        return {name: model.transformer.resident_bytes for name, model in self._models.items()}
+        return {name: MemoryUse(model.transformer.resident_bytes, 0) for name, model in self._models.items()}
 
     async def load(self, model: str) -> Loaded:
         """Read the weights. Raises `ModelNotFound` and, when the file is damaged, `ModelLoadFailed`."""
         begin_us = self.clock()
         loaded = await self._loaded(model)
-        return Loaded(loaded.transformer.resident_bytes, (self.clock() - begin_us) / 1000)
+        return Loaded(loaded.transformer.resident_bytes, (self.clock() - begin_us) / 1000, vram_bytes=0)
 
     async def unload(self, model: str) -> int:
         """Let go of the weights. Generations that run keep them until they end."""
         async with self._lock(model):
             loaded = self._models.pop(model, None)
             return loaded.transformer.resident_bytes if loaded else 0
+
+    def check(self, request: GenerationRequest) -> None:
+        """Raises InvalidRequest for what these models cannot do."""
+        refuse_all_but_words(request, self.name)
+        refuse_penalties(request.parameters, self.name)
 
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
@@ -113,8 +118,7 @@ class EmbeddedRuntime:
         Once the context is left no thread works for it any more, and with `keep_alive` 0 the model is out of memory
         unless somebody else uses it. Raises InvalidRequest for what these models cannot do.
         """
-        refuse_all_but_words(request, self.name)
-        refuse_penalties(request.parameters, self.name)
+        self.check(request)
         with self._uses.of(request):
             model = await self._loaded(request.model)
             async with aclosing(self._chunks(model, request)) as chunks:

@@ -34,12 +34,29 @@ _QUANTIZATIONS: Final = {  # llama.cpp's numbers for how most of a file's weight
     29: "IQ2_M", 30: "IQ4_XS", 31: "IQ1_M", 32: "BF16", 36: "TQ1_0", 37: "TQ2_0", 38: "MXFP4_MOE",
 }  # fmt: skip
 
+_POOLINGS: Final = {1: "mean", 2: "cls", 3: "last"}  # llama.cpp's numbers; 0: none
+_RANK: Final = 4
+
 Value = int | float | bool | str | None  # None: a list, not kept
 
 
 @attrs.frozen
+class Pooling:
+    """How the vectors of a text's tokens become one: `mean`, `cls` (that of the first token) or `last`. `at_once`: only
+    where the whole text is computed in one go."""
+
+    name: str
+    at_once: bool
+
+
+LAST: Final = Pooling("last", at_once=False)
+
+
+@attrs.frozen
 class GgufHeader:
-    """`parameters` counts the weights. None: the file does not say. `modified_at` is RFC 3339."""
+    """`parameters` counts the weights. None: the file does not say. `modified_at` is RFC 3339. `embedding_length` is
+    the width of the model, and of its vectors. `pooling` is what the file says of it: then the model was made for
+    vectors. `causal`: a token sees those before it and no others; without that nothing can be generated."""
 
     size_bytes: int
     modified_at: str
@@ -48,6 +65,21 @@ class GgufHeader:
     context_length: int | None
     quantization: str | None
     chat_template: bool
+    embedding_length: int | None = None
+    pooling: str | None = None
+    causal: bool = True
+
+    @property
+    def answers(self) -> bool:
+        """Whether it is a model for text; else it is one for vectors."""
+        return self.causal and self.pooling is None
+
+    @property
+    def pools(self) -> Pooling:
+        """As the file says. Where it says nothing: the last token, which has seen all others; where each token sees
+        all, their mean."""
+        name = self.pooling or ("last" if self.causal else "mean")
+        return LAST if self.causal and name == "last" else Pooling(name, at_once=True)
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -65,17 +97,25 @@ def read_header(path: Path) -> GgufHeader:
         reader.fail("does not say which architecture its model has")
     if architecture == "clip":
         reader.fail("holds an image encoder, no language model")
-    context_length = metadata.get(f"{architecture}.context_length")
-    file_type = metadata.get("general.file_type")
+    pooling, file_type = metadata.get(f"{architecture}.pooling_type"), metadata.get("general.file_type")
+    if type(pooling) is int and pooling == _RANK:
+        reader.fail("holds a model that ranks texts: it gives neither answers nor vectors")
     return GgufHeader(
         size_bytes=stat.st_size,
         modified_at=datetime.fromtimestamp(int(stat.st_mtime), UTC).isoformat().replace("+00:00", "Z"),
         architecture=architecture[:80],
         parameters=parameters,
-        context_length=context_length if type(context_length) is int and context_length > 0 else None,
+        context_length=_size(metadata.get(f"{architecture}.context_length")),
         quantization=_QUANTIZATIONS.get(file_type) if type(file_type) is int else None,
         chat_template="tokenizer.chat_template" in metadata,
+        embedding_length=_size(metadata.get(f"{architecture}.embedding_length")),
+        pooling=_POOLINGS.get(pooling) if type(pooling) is int else None,
+        causal=metadata.get(f"{architecture}.attention.causal") is not False,
     )
+
+
+def _size(value: Value) -> int | None:
+    return value if type(value) is int and value > 0 else None
 
 
 @attrs.define(eq=False)

@@ -17,6 +17,7 @@ from engine.domain.errors import EngineError, ModelLoadFailed, ModelLoadTimeout,
 from engine.domain.generation import Clock
 from transport.runtimes.child import Child, ChildCommand, open_child
 from transport.runtimes.llama_cpp import server
+from transport.runtimes.llama_cpp.header import LAST, Pooling
 from transport.runtimes.llama_cpp.source import GgufSource
 from transport.runtimes.llama_cpp.start_watch import STUCK_S, StartWatch, activity_of
 from transport.runtimes.openai import OpenAIRuntime
@@ -54,7 +55,8 @@ class ServerSettings:
 class ModelProcess:
     """llama.cpp's server for one model, from its start to its end. `serve` owns the process; others wait for `ready`
     or `gone` and read the rest. `failure` is why it never became ready. A process that hangs while it starts is ended
-    and started once more; `hung` counts those. `program` is what it runs, `stuck_s` the silence that is no work."""
+    and started once more; `hung` counts those. `program` is what it runs, `stuck_s` the silence that is no work,
+    `pooling` how it makes vectors, `answers` whether it gives text too."""
 
     source: GgufSource
     settings: ServerSettings
@@ -63,6 +65,8 @@ class ModelProcess:
     clock: Clock
     program: str = server.__file__
     stuck_s: float = STUCK_S
+    pooling: Pooling = LAST
+    answers: bool = True
     hung: int = attrs.field(default=0, init=False)
     failure: EngineError | None = attrs.field(default=None, init=False)
     ready: trio.Event = attrs.field(factory=trio.Event, init=False)
@@ -149,8 +153,10 @@ class ModelProcess:
             "--parallel": str(self.settings.parallel),
             "--threads": str(self.settings.threads),
             "--device": self.settings.device,
+            "--pooling": self.pooling.name,
         }
-        argv = (sys.executable, "-I", self.program, *(f"{name}={value}" for name, value in words.items()))
+        switches = ("--at-once",) if self.pooling.at_once else ()
+        argv = (sys.executable, "-I", self.program, *(f"{name}={value}" for name, value in words.items()), *switches)
         return ChildCommand(argv, {"LANG": "C.UTF-8", "PATH": os.defpath}, self.socket.parent)
 
     async def _answers_in_time(self, child: Child) -> bool:

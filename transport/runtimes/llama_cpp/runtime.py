@@ -7,6 +7,9 @@ back.
 Prompts go to `/v1/chat/completions` as the message of a user, with the model's own chat template. llama.cpp's paths for
 bare prompts give log-probabilities and a terminal record too, but a chat model would continue the text there instead of
 answering it.
+
+Every process makes vectors too: as the model's file says, and where it says nothing by the last token. Such files hold
+models for text; those that say how to pool were made for vectors and answer nothing.
 """
 
 from __future__ import annotations
@@ -30,13 +33,15 @@ from engine.domain.errors import (
     ModelNotFound,
     RuntimeFault,
     RuntimeUnavailable,
+    UpstreamProtocolError,
     UpstreamTimeout,
     UpstreamTruncated,
 )
 from engine.domain.generation import Chunk, Clock, Dialect, GenerationRequest
-from engine.domain.models import Capability, Loaded, ModelInfo, Probe
+from engine.domain.models import Capability, Loaded, MemoryUse, ModelInfo, Probe
 from engine.domain.pull import PullProgress
-from engine.domain.runtime import Forwarded, ForwardRequest
+from engine.domain.runtime import Embeddings, EmbedRequest, Forwarded, ForwardRequest
+from transport.runtimes.embeddings import shortened
 from transport.runtimes.keep_alive import Uses
 from transport.runtimes.llama_cpp.header import GgufHeader, read_header
 from transport.runtimes.llama_cpp.hub import HuggingFace
@@ -53,13 +58,16 @@ from transport.runtimes.llama_cpp.source import GgufSource, distinct, downloaded
 from transport.runtimes.openai import OpenAIRuntime
 from transport.runtimes.upstream import Upstream, unix_socket
 from transport.wire import openai as wire
+from transport.wire.openai_requests import check
 from transport.wire.requests import offered, refused
 
 PROBE_S: Final = 2.0
 PROPS_S: Final = 30.0  # it may be busy with a prompt
 EXIT_S: Final = 1.0  # from a broken stream to the news that the process has ended
+ANSWERS: Final = (Capability.COMPLETION, Capability.CHAT, Capability.LOGPROBS)
 INSTALL: Final = "pip install 'wf-engine[llama]'"
 FAULTS_SHOWN: Final = 3
+TOO_LONG: Final = "too large to process"  # llama.cpp's 500 for a text that is to be computed in one go
 PULLS_MAX: Final = 4  # at a time
 
 T = TypeVar("T")
@@ -76,9 +84,9 @@ class LlamaCppCounters:
 
 @attrs.define(eq=False)
 class LlamaCppRuntime:
-    """Implements `Runtime`, `Puller` and `Forwarder`. `models` come from `parse_source`; `downloads` is where pulled
-    files are and `sockets` a folder for sockets (closed to other users; a temporary one takes its place when its path
-    is too long for a socket).
+    """Implements `Runtime`, `Puller`, `Forwarder` and `Embedder`. `models` come from `parse_source`; `downloads` is
+    where pulled files are and `sockets` a folder for sockets (closed to other users; a temporary one takes its place
+    when its path is too long for a socket).
 
     `run` owns all processes: nothing can be loaded before it has started, and they end with it. Calls raise
     RuntimeFault and ModelNotFound, and also Overloaded and InvalidRequest.
@@ -100,7 +108,6 @@ class LlamaCppRuntime:
     _pulls: trio.CapacityLimiter = attrs.field(factory=lambda: trio.CapacityLimiter(PULLS_MAX), init=False)
     _headers: dict[Path, tuple[tuple[int, int], GgufHeader | ModelLoadFailed]] = attrs.field(factory=dict, init=False)
 
-    # No Embedder: the processes are started to answer, and llama.cpp does either that or this.
     name: ClassVar[str] = NAME
     kind: ClassVar[str] = "llama_cpp"
     url: ClassVar[str | None] = None
@@ -148,14 +155,16 @@ class LlamaCppRuntime:
         return Probe(up=usable > 0, reason=reason or None, version=version)
 
     async def list_models(self) -> tuple[ModelInfo, ...]:
-        """Those whose files are there and are GGUF files. `probe` says what is wrong with the others."""
+        """Those whose files are there and are GGUF files, models for vectors last: the first is offered by itself.
+        `probe` says what is wrong with the others."""
         found = [(source, await self._header(source)) for source in await self._sources()]
-        return tuple(self._info(source, header) for source, header in found if isinstance(header, GgufHeader))
+        infos = [self._info(source, header) for source, header in found if isinstance(header, GgufHeader)]
+        return tuple(sorted(infos, key=lambda info: not info.capabilities))
 
-    async def resident(self) -> Mapping[str, int | None] | None:
+    async def resident(self) -> Mapping[str, MemoryUse] | None:
         """Each model with a process, and the memory of that process (RSS: with what it has mapped of the file)."""
         running = [process for process in self._processes.values() if process.running]
-        return {process.source.name: await process.resident_bytes() for process in running}
+        return {process.source.name: await self._memory_of(process) for process in running}
 
     # ── memory ──
 
@@ -164,7 +173,8 @@ class LlamaCppRuntime:
         own words), ModelLoadTimeout. Cancelled during a start, the process is ended."""
         begin_us = self.clock()
         process = await self._running(model)
-        return Loaded(await process.resident_bytes(), (self.clock() - begin_us) / 1000)
+        use = await self._memory_of(process)
+        return Loaded(use.size_bytes, (self.clock() - begin_us) / 1000, use.vram_bytes)
 
     async def unload(self, model: str) -> int:
         """End the model's process; answers in flight break off. Returns what it held in memory. Cancelled: it ends all
@@ -177,6 +187,16 @@ class LlamaCppRuntime:
         process.stop()
         await process.gone.wait()
         return size_bytes
+
+    async def _memory_of(self, process: ModelProcess) -> MemoryUse:
+        """What a process holds on a GPU shows nowhere, so where it was sent there nothing is known of either."""
+        if self._on_gpu:
+            return MemoryUse(None)
+        return MemoryUse(await process.resident_bytes(), 0)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return self.settings.device == "cuda"
 
     def _let_go(self, model: str) -> None:
         process = self._processes.get(model)
@@ -207,7 +227,9 @@ class LlamaCppRuntime:
         self.counters.starts += 1
         context = min(self.settings.context_length, header.context_length or self.settings.context_length)
         socket = socket_path(self._folder, self.counters.starts, os.getpid())
-        process = ModelProcess(source, self.settings, context, socket, self.clock)
+        process = ModelProcess(
+            source, self.settings, context, socket, self.clock, pooling=header.pools, answers=header.answers
+        )
         self._processes[source.name] = process
         self._nursery.start_soon(self._attend, process, name=f"{NAME} {source.name}")
         try:
@@ -233,15 +255,19 @@ class LlamaCppRuntime:
 
     # ── answers ──
 
+    def check(self, request: GenerationRequest) -> None:
+        """Raises InvalidRequest for what cannot be said in this dialect."""
+        check(request)
+
     @asynccontextmanager
     async def generate(self, request: GenerationRequest) -> AsyncIterator[AsyncIterator[Chunk]]:
         """Stream an answer; loads the model first. As in `openai`, and a process that ends inside the answer raises
         UpstreamTruncated with the reason. Leaving closes the connection, and llama.cpp stops at once; with `keep_alive`
-        0 the process is told to end unless somebody else uses it. Raises InvalidRequest for tools when the model's chat
-        template has no place for them: llama.cpp would leave them out."""
+        0 the process is told to end unless somebody else uses it. Raises InvalidRequest for a model for vectors, and
+        for tools when the model's chat template has no place for them: llama.cpp would leave them out."""
         async with AsyncExitStack() as stack:
             stack.enter_context(self._uses.of(request))
-            process = await self._running(request.model)
+            process = await self._speaking(request.model)
             chunks = await _entered(stack, self._answer(process, request), process)
             yield await stack.enter_async_context(aclosing(_explaining(chunks, process)))
 
@@ -262,13 +288,50 @@ class LlamaCppRuntime:
 
     @asynccontextmanager
     async def forward(self, request: ForwardRequest) -> AsyncIterator[Forwarded]:
-        """Hand on a client's request and the answer to it, as in `openai`; loads the model first."""
+        """Hand on a client's request and the answer to it, as in `openai`; loads the model first. Raises InvalidRequest
+        for a model for vectors."""
         async with AsyncExitStack() as stack:
             stack.enter_context(self._uses.of_model(request.model))
-            process = await self._running(request.model)
+            process = await self._speaking(request.model)
             answer = await _entered(stack, process.api.forward(request), process)
             reads = await stack.enter_async_context(aclosing(_explaining(answer.reads, process)))
             yield Forwarded(answer.status, answer.content_type, reads, answer.retry_after)
+
+    async def _speaking(self, model: str) -> ModelProcess:
+        """As `_running`, of a model for text. Of another llama.cpp would make an answer that it never learned to give,
+        or fail."""
+        process = self._processes.get(model)
+        if process is None:
+            header = await self._header(await self._source(model))
+            answers = not isinstance(header, GgufHeader) or header.answers
+        else:
+            answers = process.answers
+        if not answers:
+            raise InvalidRequest(
+                f"{model} makes vectors and no text, as its file says; ask /api/embed or /v1/embeddings, "
+                "or use another model"
+            )
+        return await self._running(model)
+
+    # ── vectors ──
+
+    async def embed(self, request: EmbedRequest) -> Embeddings:
+        """Turn texts into vectors of length 1; loads the model first, `keep_alive` as in `generate`. Raises
+        InvalidRequest when a text is longer than the model's context (llama.cpp cuts none), or `dimensions` are more
+        than its vectors have. Cancelled: the connection is closed, and llama.cpp stops."""
+        with self._uses.of(request):
+            process = await self._running(request.model)
+            try:
+                async with _alive(process):
+                    made = await process.api.embed(attrs.evolve(request, dimensions=None))  # it would pass over them
+                return await shortened(made, request.dimensions)
+            except UpstreamProtocolError as error:
+                if TOO_LONG not in error.message:
+                    raise
+                raise InvalidRequest(
+                    f"input: a text is longer than the {process.context_length} tokens that {request.model} takes here",
+                    field="input",
+                ) from error
 
     # ── downloads ──
 
@@ -356,21 +419,33 @@ class LlamaCppRuntime:
             "context_length": header.context_length,
             "context_length_used": min(header.context_length or 1 << 62, self.settings.context_length),
             "chat_template": header.chat_template,
+            "embedding_length": header.embedding_length,
+            "pooling": header.pools.name,
         }
+        if not header.answers:
+            details["capabilities"] = ["embedding"]  # in Ollama's words
         return ModelInfo(
             name=source.name,
             runtime=self.name,
             size_bytes=header.size_bytes,
             modified_at=header.modified_at,
-            capabilities=(Capability.COMPLETION, Capability.CHAT, Capability.LOGPROBS),
+            capabilities=ANSWERS if header.answers else (),
             details={key: value for key, value in details.items() if value is not None},
+            may_use_gpu=self._on_gpu,
         )
 
 
 async def _entered(stack: AsyncExitStack, answer: AbstractAsyncContextManager[T], process: ModelProcess) -> T:
     """What an answer of the process is, on entering. Raises RuntimeUnavailable when the process ends before it."""
-    try:
+    async with _alive(process):
         return await stack.enter_async_context(answer)
+
+
+@asynccontextmanager
+async def _alive(process: ModelProcess) -> AsyncIterator[None]:
+    """Around a question to the process. Raises RuntimeUnavailable when the process ends before it has answered."""
+    try:
+        yield
     except RuntimeFault as error:
         if await _has_ended(process, error):
             end = _end_of(process, "before it answered")

@@ -13,6 +13,7 @@ from typing import Any, Final
 DEVICES: Final = ("auto", "cpu", "cuda")
 ALL_LAYERS: Final = 999  # more than any model has
 ERRORS_ONLY: Final = 1  # from level 4 on llama.cpp writes prompts to its log
+POOLINGS: Final = {"mean": 1, "cls": 2, "last": 3}  # llama.cpp's numbers
 
 
 def configure(params: Any, options: argparse.Namespace) -> Any:
@@ -21,6 +22,10 @@ def configure(params: Any, options: argparse.Namespace) -> Any:
     params.model_alias = {options.alias}  # else answers carry the path
     params.n_ctx = options.context * options.parallel  # llama.cpp divides it among the answers at a time
     params.n_parallel = options.parallel
+    params.embedding = True  # it answers all the same, with the same numbers
+    params.pooling_type = POOLINGS[options.pooling]
+    if options.at_once:
+        params.n_batch = params.n_ubatch = options.context  # else texts end at 512 tokens
     if options.threads:
         params.cpuparams.n_threads = options.threads
     if options.device != "auto":
@@ -47,6 +52,8 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--parallel", type=int, required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--device", choices=DEVICES, default="auto")
+    parser.add_argument("--pooling", choices=POOLINGS, default="last")
+    parser.add_argument("--at-once", action="store_true")
     return parser.parse_args(argv)
 
 

@@ -36,6 +36,8 @@ from transport.wire.dialects.anthropic_reply import (
     is_object,
 )
 from transport.wire.dialects.reply import Asked, Reply, ReplyFacts
+from transport.wire.nesting import refuse_deep
+from transport.wire.request_json import unfit
 
 __all__ = [
     "COUNT_PATH",
@@ -166,7 +168,6 @@ class _Body(_Countable, kw_only=True):
 _body_decoder: msgspec.json.Decoder[_Body] = msgspec.json.Decoder(_Body)
 _countable_decoder: msgspec.json.Decoder[_Countable] = msgspec.json.Decoder(_Countable)
 
-_DOUBLE_QUOTED: Final = re.compile(r'(?<=value) ".*"(?= - at|$)', re.DOTALL)  # a value with a single quote in it
 _EXPECTED: Final = (  # what may stand where a value of a kind was not known; the first that fits
     (re.compile(r"\.source\.type`$"), "base64 (nothing is fetched from elsewhere)"),
     (re.compile(r"\.source\.media_type`$"), "image/jpeg, image/png, image/gif or image/webp"),
@@ -186,10 +187,11 @@ def parse(path: str, body: bytes) -> Asked:
     is not shown. Raises InvalidRequest naming the field."""
     asked: _Countable
     try:
+        refuse_deep(body)
         asked = _countable_decoder.decode(body) if path == COUNT_PATH else _body_decoder.decode(body)
         return _asked(path, body, asked)
     except msgspec.ValidationError as error:
-        raise InvalidRequest(_explained(error)) from None
+        raise _explained(error) from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest("the body is not a JSON object in UTF-8") from None
 
@@ -213,13 +215,14 @@ def _never_native() -> InternalError:
     return InternalError("requests in the Anthropic dialect are translated, never forwarded")
 
 
-def _explained(error: msgspec.ValidationError) -> str:
-    reason = misfit(msgspec.ValidationError(_DOUBLE_QUOTED.sub("", str(error))))
+def _explained(error: msgspec.ValidationError) -> InvalidRequest:
+    refusal, reason = unfit(error), misfit(error)
     if reason.startswith("Invalid "):
         for pattern, expected in _EXPECTED:
             if pattern.search(reason):
-                return f"{reason}: use {expected}"
-    return reason
+                field = refusal.details["field"]
+                return InvalidRequest(f"{field}: use {expected}", field=field)
+    return refusal
 
 
 def _asked(path: str, body: bytes, asked: _Countable) -> Asked:

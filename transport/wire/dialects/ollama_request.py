@@ -10,7 +10,7 @@ import msgspec
 
 from engine.domain.errors import InvalidRequest
 from engine.domain.generation import RUNNER_OPTIONS, TOP_K, GenerationRequest, Message, Parameters, Tool, ToolCall
-from transport.wire.commands import misfit
+from transport.wire import request_json
 
 MODEL_CHARS_MAX: Final = 512
 STOP_MAX: Final = 10  # of Parameters
@@ -127,17 +127,7 @@ def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
     """A client's body. Raises InvalidRequest with the place of the fault and without a word of the body."""
     if not body.strip():
         raise InvalidRequest("missing request body")
-    try:
-        str(body, "utf-8")  # the decoder does not look into the strings it skips
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        raise InvalidRequest(f"bad request: {misfit(error)}") from None
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the body is not UTF-8 at byte {error.start}") from None
-    except msgspec.DecodeError:
-        raise InvalidRequest("the body is not a JSON object") from None
-    except RecursionError:
-        raise InvalidRequest("the body is nested too deeply") from None
+    return request_json.decode(body, decoder)
 
 
 def model_name(model: str | None, name: str | None) -> str:

@@ -10,7 +10,7 @@ from engine.domain.errors import EngineError, NotFound
 from transport.wire.dialects import openai_asks as asks
 from transport.wire.dialects import openai_shapes as shapes
 from transport.wire.dialects import responses
-from transport.wire.dialects.openai_native import NativeStream, NativeWhole
+from transport.wire.dialects.openai_native import NativeBody, NativeStream, NativeWhole
 from transport.wire.dialects.openai_reply import ChatStream, ChatWhole, CompletionStream, CompletionWhole
 from transport.wire.dialects.openai_requests import CHAT_PATH, COMPLETIONS_PATH, parse_chat, parse_completion
 from transport.wire.dialects.reply import Asked, Reply, ReplyFacts
@@ -39,6 +39,8 @@ def reply_for(asked: Asked, native: bool, facts: ReplyFacts) -> Reply:
     """`native` makes no difference where a reply is always translated."""
     if asked.path == responses.PATH:
         return ResponseStream(asked, facts) if asked.stream else ResponseWhole(asked, facts)
+    if native and asks.AS_ONE in asked.options:
+        return NativeBody(asked, facts)
     if native:
         return NativeStream(asked, facts) if asked.stream else NativeWhole(asked, facts)
     if asked.path == CHAT_PATH:
@@ -47,11 +49,13 @@ def reply_for(asked: Asked, native: bool, facts: ReplyFacts) -> Reply:
 
 
 def forward_body(asked: Asked, model: str, *, logprobs: bool = True) -> bytes:
-    """The client's own body for the runtime: its model's name, a stream, the counts, and the log-probabilities that we
-    measure. Everything else stays as it is, order included. Without `logprobs`, those that the client asked for."""
+    """The client's own body for the runtime: its model's name, a stream (but for AS_ONE), the counts, and the
+    log-probabilities that we measure. Everything else stays as it is, order included. Without `logprobs`, those that
+    the client asked for."""
     body: dict[str, Any] = dict(_body_decoder.decode(asked.body))
-    body |= {"model": model, "stream": _TRUE}
-    if asked.path in NATIVE_PATHS:
+    streams = asks.AS_ONE not in asked.options
+    body |= {"model": model} | ({"stream": _TRUE} if streams else {})
+    if streams and asked.path in NATIVE_PATHS:
         given = body.get("stream_options")
         kept = _body_decoder.decode(given) if isinstance(given, msgspec.Raw) and asks.is_given(given) else {}
         body["stream_options"] = kept | {"include_usage": _TRUE}

@@ -1,4 +1,4 @@
-"""What the requests of the OpenAI dialect have in common: typed decoding, the fields of every kind of generation, parts
+"""What the requests of the OpenAI dialect have in common: the fields of every kind of generation, parts
 of messages, tools and formats. Without IO.
 
 What a translated request cannot say is not refused here: a runtime that speaks the dialect itself may well understand
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Final
 
 import msgspec
 
 from engine.domain.errors import InvalidRequest
 from engine.domain.generation import TOP_K, Parameters, Tool
-from transport.wire.commands import misfit, printable
+from transport.wire.commands import printable
 from transport.wire.records import TOP_ASKED_MAX
 
 STOPS_MAX: Final = 10
@@ -42,10 +42,7 @@ Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 Penalty = Annotated[float, msgspec.Meta(ge=-2, le=2)]
 TopLogprobs = Annotated[int, msgspec.Meta(ge=0, le=TOP_ASKED_MAX)]
 Stop = str | list[str]
-T = TypeVar("T")
 
-_PLACE: Final = re.compile(r" - at `\$\.?([^`]*)`$")
-_MISSING: Final = re.compile(r"missing required field `([^`]+)`")
 _DATA_URL: Final = re.compile(r"data:(?:image/[\w.+-]+)?(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.IGNORECASE)
 _BASE64: Final = re.compile(r"[A-Za-z0-9+/]+={0,2}")
 
@@ -113,24 +110,7 @@ NEEDED: Final = (  # fields that bend an answer and have no neutral name
 )
 
 
-# ── decoding ──
-
-
-def decode(body: bytes, decoder: msgspec.json.Decoder[T]) -> T:
-    """The body of a request. Raises InvalidRequest that names the field and repeats nothing."""
-    try:
-        str(body, "utf-8")  # the decoder does not look into the strings it skips, and they are carried on
-        return decoder.decode(body)
-    except msgspec.ValidationError as error:
-        said = misfit(error)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        raise InvalidRequest("the body is not JSON, or is nested too deeply") from None
-    place, missing = _PLACE.search(said), _MISSING.search(said)
-    at = place[1] if place else ""
-    if missing:
-        at = f"{at}.{missing[1]}" if at else missing[1]
-        raise InvalidRequest(f"{at}: is missing", field=at)
-    raise refused(at or "body", _PLACE.sub("", said))
+# ── refusals ──
 
 
 def refused(field: str, why: str) -> InvalidRequest:
@@ -181,6 +161,7 @@ def options(asked: Sampled, more: Iterable[str] = ()) -> frozenset[str]:
     return found
 
 
+AS_ONE: Final = "as_one"  # the whole answer is to be the runtime's own, not made from its stream
 DEFAULT_TOP: Final = "default_top"  # log-probabilities without a number of alternatives: each server has its own
 
 

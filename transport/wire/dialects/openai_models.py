@@ -16,6 +16,7 @@ from engine.domain.runtime import Embeddings, EmbedRequest
 from transport.wire.dialects import openai_asks as asks
 from transport.wire.dialects import openai_shapes as shapes
 from transport.wire.dialects.openai_asks import refused
+from transport.wire.request_json import decode
 
 EMBEDDINGS_PATH: Final = "/v1/embeddings"
 INPUTS_MAX: Final = 2048  # of the API itself
@@ -44,7 +45,7 @@ _decoder: Final = msgspec.json.Decoder(_Embed)
 
 def parse_embeddings(body: bytes) -> EmbedAsked:
     """Raises InvalidRequest naming the field."""
-    asked = asks.decode(body, _decoder)
+    asked = decode(body, _decoder)
     encoding = (asked.encoding_format or "float").lower()
     if encoding not in ENCODINGS:
         raise refused("encoding_format", f"one of {', '.join(ENCODINGS)}")

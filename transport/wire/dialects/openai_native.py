@@ -1,5 +1,5 @@
 """Replies of a runtime that speaks the OpenAI dialect itself: its own records, stripped of what only our asking caused,
-or one body made from them. Without IO.
+one body made from them, or its own whole body. Without IO.
 
 A server hangs its own extras (`timings` of llama.cpp) on its last record: they move to the one before when the record
 with the counts goes.
@@ -239,6 +239,29 @@ class NativeWhole:
             return _ordered(call, ("id", "index", "type", "function"))
         call.pop("index", None)
         return _ordered(call, _CALL_ORDER if next(iter(self._record)) == "choices" else ("id", "type", "function"))
+
+    def fail(self, error: EngineError) -> bytes:
+        return shapes.error_body(error)
+
+
+@attrs.define(eq=False)
+class NativeBody:
+    """The runtime's own whole answer, less the alternatives that only we asked for."""
+
+    asked: Asked
+    facts: ReplyFacts
+    content_type: str = attrs.field(default=BODY_TYPE, init=False)
+    _body: bytes = attrs.field(default=b"", init=False)
+
+    def feed(self, chunk: Chunk) -> bytes:
+        self._body = self._body or chunk.raw  # it is on the first of its chunks
+        return b""
+
+    def finish(self, end: ReplyEnd) -> bytes:
+        taken = Stripper(self.asked, self.facts).take(self._body) if self._body else None
+        if taken is None:  # it was stopped before there was one
+            return NativeWhole(self.asked, self.facts).finish(end)
+        return shapes.encode(_with(*taken))
 
     def fail(self, error: EngineError) -> bytes:
         return shapes.error_body(error)

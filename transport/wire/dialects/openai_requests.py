@@ -16,6 +16,7 @@ from engine.domain.generation import Dialect, GenerationRequest, Message, Tool, 
 from transport.wire.dialects import openai_asks as asks
 from transport.wire.dialects.openai_asks import refused
 from transport.wire.dialects.reply import Asked
+from transport.wire.request_json import decode
 
 CHAT_PATH: Final = "/v1/chat/completions"
 COMPLETIONS_PATH: Final = "/v1/completions"
@@ -121,7 +122,7 @@ _object_decoder: Final = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 def parse_chat(body: bytes) -> Asked:
     """Raises InvalidRequest naming the field."""
-    chat = asks.decode(body, _chat_decoder)
+    chat = decode(body, _chat_decoder)
     if not chat.messages:
         raise refused("messages", "is missing")
     _one("n", chat.n)
@@ -269,7 +270,7 @@ def _format(given: _Format | None, wanted: set[str]) -> str | None:
 
 def parse_completion(body: bytes) -> Asked:
     """Raises InvalidRequest naming the field."""
-    asked = asks.decode(body, _completion_decoder)
+    asked = decode(body, _completion_decoder)
     _one("n", asked.n)
     _one("best_of", asked.best_of)
     if asked.echo:

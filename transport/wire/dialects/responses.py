@@ -16,6 +16,7 @@ from transport.wire.dialects import openai_asks as asks
 from transport.wire.dialects.openai_asks import refused
 from transport.wire.dialects.openai_requests import called, declared
 from transport.wire.dialects.reply import Asked
+from transport.wire.request_json import decode
 
 PATH: Final = "/v1/responses"
 ALWAYS_TRANSLATED: Final = "always_translated"
@@ -102,7 +103,7 @@ echo_decoder: Final = msgspec.json.Decoder(Echo)
 
 def parse(body: bytes) -> Asked:
     """Raises InvalidRequest naming the field."""
-    asked = asks.decode(body, _decoder)
+    asked = decode(body, _decoder)
     for field in ("previous_response_id", "conversation", "prompt"):
         if asks.is_given(getattr(asked, field)):
             raise refused(field, "nothing is stored here; send the whole conversation as input")

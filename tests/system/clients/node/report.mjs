@@ -1,6 +1,6 @@
 // Runs each check, one after the other, and prints what came of them as one JSON object: {name: {value} | {error}}.
 
-const CHECK_MS = 20_000; // generous: only something stuck runs into it
+const CHECK_MS = 60_000; // generous: only something stuck runs into it
 const ERROR_FIELDS = ["name", "message", "status", "status_code", "code", "type"];
 
 export async function report(checks) {
