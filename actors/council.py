@@ -23,7 +23,7 @@ import trio
 from actors.catalog import ModelRef, Seats
 from actors.kernel import Outlet
 from actors.lease import Grant, PoolHandle
-from actors.model_use import ELSEWHERE, LOADING, QUEUED, STREAMING, ModelUse
+from actors.model_use import ELSEWHERE, LOADING, QUEUED, STREAMING, ModelUse, refusal_of
 from actors.reply_line import Begun, ReplyLine
 from actors.transcript import Transcript
 from engine.domain.agreement import agreed, decided
@@ -190,10 +190,15 @@ class Council:
         return [member for member in self.members if not member.use.model.satellite]
 
     async def _speak(self) -> None:
-        by_model = {member.use.model.name: member for member in self._here}
-        plan = self.pool.plan([member.use.model for member in self._here])
+        for member in self._here:
+            member.error = refusal_of(member.use.model, member.use.request)
+        by_model = {member.use.model.name: member for member in self._here if member.error is None}
+        plan = self.pool.plan([member.use.model for member in by_model.values()])
         waves = [[by_model[model.name] for model in wave] for wave in plan.waves]
         await self.signals.put(self._formed(waves))
+        for member in self._here:
+            if member.error is not None:  # nothing is loaded for one that could not answer
+                await self._ended(member, None)
         async with trio.open_nursery() as satellites:
             for member in self.members:
                 if member.use.model.satellite:

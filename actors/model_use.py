@@ -15,10 +15,11 @@ from actors.lease import Grant, PoolHandle
 from actors.reply_line import ReplySink
 from actors.resume import Place
 from actors.stream import ModelStream, Timeouts
+from engine.domain.errors import InvalidRequest
 from engine.domain.events import ModelChanged, SessionSignal
 from engine.domain.generation import Clock, GenerationEnd, GenerationRequest, StreamRef
 from engine.domain.models import ModelState
-from engine.domain.runtime import ForwardRequest
+from engine.domain.runtime import Checker, ForwardRequest
 from policies.reload import reload_reason
 from policies.timing import Timing, timing_of
 
@@ -26,6 +27,16 @@ QUEUED: Final = "queued"
 LOADING: Final = "loading"
 STREAMING: Final = "streaming"
 ELSEWHERE: Final = Grant("", None, None, None, ())  # of a model that is not here: it takes no room and no turn
+
+
+def refusal_of(model: ModelRef, request: GenerationRequest) -> InvalidRequest | None:
+    """Why `model` cannot do what is asked, as far as its runtime knows that without it in memory."""
+    if isinstance(model.runtime, Checker):
+        try:
+            model.runtime.check(attrs.evolve(request, model=model.info.name))
+        except InvalidRequest as refusal:
+            return refusal
+    return None
 
 
 @attrs.define(eq=False)

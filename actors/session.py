@@ -15,24 +15,17 @@ from actors.catalog import ModelRef
 from actors.council import Council, Member
 from actors.kernel import Outlet
 from actors.lease import PoolHandle
-from actors.model_use import STREAMING, ModelUse
+from actors.model_use import STREAMING, ModelUse, refusal_of
 from actors.reply_line import ReplyLine, ReplySink
 from actors.stream import Timeouts
 from actors.transcript import Transcript
 from engine.domain.energy import EnergyParams
 from engine.domain.ensemble import EnsembleParams
-from engine.domain.errors import (
-    EngineError,
-    InternalError,
-    InvalidRequest,
-    Overloaded,
-    SessionNotFound,
-    UpstreamTruncated,
-)
+from engine.domain.errors import EngineError, InternalError, Overloaded, SessionNotFound, UpstreamTruncated
 from engine.domain.events import AnswerResumed, ModelChanged, SessionClosed, SessionOpened, SessionSignal
 from engine.domain.generation import Clock, EndReason, GenerationEnd, GenerationRequest, Origin, Seam, StreamRef
 from engine.domain.models import ModelState
-from engine.domain.runtime import Checker, ForwardRequest
+from engine.domain.runtime import ForwardRequest
 
 RETRY_AFTER_S: Final = 1
 RETOLD_US: Final = 5_000_000  # ends this recent may still have been in the mailboxes of a stage that crashed
@@ -73,17 +66,10 @@ class SessionRequest:
         without a model in memory. What is forwarded, its runtime judges itself."""
         if self.forward is not None:
             return
-        refusals = []
-        for model in (self.model,) if self.model.seats is None else self.model.seats.members:
-            if not isinstance(model.runtime, Checker):
-                return
-            try:
-                model.runtime.check(attrs.evolve(self.request, model=model.info.name))
-            except InvalidRequest as refusal:
-                refusals.append(refusal)
-            else:
-                return
-        raise refusals[0]
+        asked = (self.model,) if self.model.seats is None else self.model.seats.members
+        refusals = [refusal for model in asked if (refusal := refusal_of(model, self.request)) is not None]
+        if len(refusals) == len(asked):
+            raise refusals[0]
 
     @property
     def dropped_models(self) -> tuple[str, ...]:

@@ -6,14 +6,12 @@ import json
 import re
 import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 from playwright.sync_api import Page, WebSocketRoute, expect
 
 from tests.browser.acts import ended, report, run, turns, until, wait_for
 from tests.browser.conftest import Watch
-from tests.browser.scripted import council, peer
 
 pytestmark = pytest.mark.browser
 
@@ -150,18 +148,6 @@ def test_the_page_reports_what_it_painted(page: Page, watch: Watch) -> None:
     answers = [event["type"] for event in events if event["type"] in ("system.acknowledged", "system.error")]
     assert "system.acknowledged" in answers
     assert "system.error" not in answers
-
-
-def test_also_the_first_report_after_a_while_tells_of_what_was_drawn(blank: Page) -> None:
-    links = peer(blank)
-    blank.goto("/")
-    expect(blank.locator("#link")).to_have_text("Ready")
-    sent: list[dict[str, Any]] = []
-    links[0].on_message(lambda message: sent.append(json.loads(message)))
-    turns(blank, 150)  # nothing is drawn
-    links[0].send(json.dumps(council(2, 0.1)[0]))
-    (first, *_) = wait_for(blank, lambda: [message for message in sent if message["type"] == "ack_rendered"])
-    assert first["fps"] > 0
 
 
 def test_it_reports_once_a_second_what_is_new(page: Page) -> None:

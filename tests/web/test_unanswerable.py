@@ -91,6 +91,9 @@ async def test_a_council_answers_where_one_of_its_members_can(autojump_clock):
         answer = await api.post(OPENAI_CHAT.path, OPENAI_CHAT.body(model="council:other+third", tools=[TOOL]))
         assert answer.status == 200, answer.body
         assert OPENAI_CHAT.text(answer.json) == "w0 w1 w2 "
+        assert api.slice.runtime.loads == ["other"]
+        rows = {row["key"]: row for row in (await api.get("/usage")).json["rows"]}
+        assert (rows["third"]["requests"], rows["third"]["uncounted"]) == (1, 0)
 
 
 ONE_MORE = GenerationRequest("m", prompt="x", tools=(Tool("look", "", "{}"),), tool_choice="required", raw=True)

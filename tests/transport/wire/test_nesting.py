@@ -41,12 +41,13 @@ values = st.recursive(
 )
 
 
-@given(values, st.booleans(), st.sampled_from([None, 1]))
-@example(["\\", '\\"', '"\\\\"', "[[["], True, None)
-@example({"\\": [{"]": "\\\\"}]}, False, 1)
-def test_it_is_what_a_reader_finds(value, ascii_only, indent):
+@given(values, st.booleans(), st.sampled_from([None, 1]), st.integers(1, 9))
+@example(["\\", '\\"', '"\\\\"', "[[["], True, None, 1)
+@example({"\\": [{"]": "\\\\"}]}, False, 1, 2)
+@example(["x"] * 300, False, None, 1000)
+def test_it_is_what_a_reader_finds(value, ascii_only, indent, piece_bytes):
     data = json.dumps(value, ensure_ascii=ascii_only, indent=indent).encode()
-    assert depth(data) == read(data)
+    assert depth(data) == depth(data, piece_bytes) == read(data)
 
 
 @given(st.lists(st.sampled_from([b'"', b"\\", b"[", b"]", b"{", b"}", b"a", b"\xff", b""]), max_size=40).map(b"".join))
