@@ -13,7 +13,7 @@ import trio
 from actors.catalog import ModelRef, Residency
 from actors.kernel import Outlet, Reply
 from actors.warm_up import WarmUp
-from engine.domain.errors import EngineError, Overloaded
+from engine.domain.errors import EngineError, ModelLoadFailed, Overloaded
 from engine.domain.models import Capability, ModelState
 from policies.waiting import in_words
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from actors.pool import Command, ModelPool
 
 RETRY_AFTER_S: Final = 1
+LOST: Final = "it went out of memory again and again while the others were loaded"
+SET_TRIES_MAX: Final = 3  # of a set of which one goes out of memory while the others are loaded
 
 Tell = Callable[[ModelState, int | None, str | None], Awaitable[None]]  # state, place in the queue, reason
 TellOf = Callable[[ModelRef, ModelState, int | None, str | None], Awaitable[None]]  # the same of one model of a set
@@ -225,18 +227,28 @@ class PoolHandle:
     ) -> AsyncIterator[tuple[Grant | EngineError, ...]]:
         """All models at once, one stream each, which will send them the runner options `options`: nothing is held
         before all of them may be had together. In their order, each is a grant or why it could not be loaded; one that
-        fails takes nothing from the others. `tell` hears of each step of each model. `hot` are the models of the
-        caller's last wave: they need not cool down to make room.
+        fails takes nothing from the others, and one that goes out of memory meanwhile is loaded again. `tell` hears of
+        each step of each model. `hot` are the models of the caller's last wave: they need not cool down to make room.
 
         Raises Overloaded when the queue is full, and TierLimitExceeded or InsufficientMemory when the set cannot be had
         together (see `plan`). Cancelled while waiting: the place in the queue is given up, loads go on for others."""
         bell = Bell()
-        leases = tuple(Lease(model, True, Ticket(bell), options=options or {}) for model in models)
-        asked = LeaseSet(leases, frozenset(model.name for model in hot))
-        if leases:
-            self._send(asked)
+        leases: tuple[Lease, ...] = ()
         try:
-            yield await _all_settled(asked, bell, tell)
+            for _ in range(SET_TRIES_MAX):
+                for lease in leases:
+                    self._leave(lease)
+                leases = tuple(Lease(model, True, Ticket(bell), options=options or {}) for model in models)
+                asked = LeaseSet(leases, frozenset(model.name for model in hot))
+                if leases:
+                    self._send(asked)
+                results = await _all_settled(asked, bell, tell)
+                lost = {
+                    lease.model.name for lease in leases if lease.ticket.grant and self.pool.is_lost(lease.model.name)
+                }
+                if not lost:
+                    break
+            yield tuple(ModelLoadFailed(LOST) if m.name in lost else r for m, r in zip(models, results, strict=True))
         finally:
             for lease in leases:
                 self._leave(lease)

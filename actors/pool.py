@@ -130,6 +130,11 @@ class ModelPool:
         moving = (ModelState.LOADING, ModelState.UNLOADING)
         return bool(self._queue) or any(e.leases or e.state in moving for e in self.memory.entries.values())
 
+    def is_lost(self, model: str) -> bool:
+        """Somebody holds it, and its runtime has it in memory no more."""
+        entry = self.memory.entries.get(model)
+        return entry is not None and entry.lost
+
     def waiting(self, model: str) -> list[News]:
         """What those in the queue for it were last told, in the order of their places."""
         tickets = [lease.ticket for asked in self._queue for lease in asked.leases if lease.model.name == model]
@@ -318,6 +323,9 @@ class ModelPool:
         entry.holders.remove(ticket)
         entry.last_used_us = self.clock()
         self.paces.saw_lease((entry.last_used_us - ticket.granted_us) / 1000)
+        if entry.lost and not entry.holders:
+            entry.stop_warm_up()
+            self._forget(entry)
 
     # ── moving models ──
 
@@ -448,13 +456,16 @@ class ModelPool:
         """Idle models that are not in memory any more are forgotten; sizes are what they are now."""
         self._reconciling = False
         for entry in self.memory.lost():
-            name, gone = entry.ref.name, self.memory.is_gone(entry.ref.runtime.name)
-            reason = GONE if gone else LET_GO
-            del self.memory.entries[name]
-            self.counters.lost += 1
-            self.memory.trace(name).idle |= not gone  # nobody gave its memory back on purpose
-            self.decisions.note(self.clock(), name, Kind.LOST, reason)
-            self._tell(name, ModelState.ABSENT, reason)
+            self._forget(entry)
+
+    def _forget(self, entry: Entry) -> None:
+        name, gone = entry.ref.name, self.memory.is_gone(entry.ref.runtime.name)
+        reason = GONE if gone else LET_GO
+        del self.memory.entries[name]
+        self.counters.lost += 1
+        self.memory.trace(name).idle |= not gone  # nobody gave its memory back on purpose
+        self.decisions.note(self.clock(), name, Kind.LOST, reason)
+        self._tell(name, ModelState.ABSENT, reason)
 
     def _tell(self, model: str, state: ModelState, reason: str) -> None:
         self.news.offer(ModelChanged(None, model, state, reason=reason))

@@ -66,6 +66,7 @@ class Entry:
     used: bool = False
     evicted: tuple[str, ...] = ()
     room_for: set[str] = attrs.field(factory=set)  # models that must be out before its load may begin
+    lost: bool = False  # its runtime has it in memory no more, while it is held
     pinned: bool = False
     prefetched: bool = False
     warm_up: WarmUp | None = None  # while it runs
@@ -339,7 +340,7 @@ class Memory:
 
     def lost(self) -> list[Entry]:
         """Idle models of ours that are not in memory any more, by what their runtimes said since we moved one; the
-        sizes of the others are what they are now."""
+        sizes of the others are what they are now. One that is held is `lost`, until it is let go or is there again."""
         gone = []
         for name, entry in self.entries.items():
             said = self._said.get(entry.ref.runtime.name)
@@ -347,7 +348,8 @@ class Memory:
                 continue
             if said.asked_us <= self._moved_us.get(said.runtime, -1):
                 continue
-            if name in said.models:
+            entry.lost = name not in said.models
+            if not entry.lost:
                 use = said.models[name] if said.local else UNSAID
                 entry.loaded = attrs.evolve(entry.loaded, resident_bytes=use.size_bytes, vram_bytes=use.vram_bytes)
                 self.told_size(entry)

@@ -113,6 +113,8 @@ def app_of(
 
     @app.after_request
     async def stamp(response: Response) -> Response:
+        if response.status_code >= 400:
+            await _hear_out(response.status_code)
         headers = response.headers
         present = {name.lower() for name in headers.keys()}
         if "x-request-id" not in present:
@@ -126,13 +128,11 @@ def app_of(
 
     @app.errorhandler(EngineError)
     async def refused(error: EngineError) -> Response:
-        await _hear_out(error.status)
         return _error(error)
 
     @app.errorhandler(HTTPException)
     async def http_error(error: HTTPException) -> Response:
         limit = lens_body_bytes_max if request.path.startswith(LENS_PATHS) else body_bytes_max
-        await _hear_out(error.code)
         return _error(_from_http(error, limit, body_timeout_s))
 
     @app.errorhandler(Exception)
@@ -202,7 +202,7 @@ class RequestConnection(TrioASGIHTTPConnection):
         await send({"type": "http.response.body", "body": body.data[body.begin : body.end], "more_body": False})
 
 
-async def _hear_out(status: int | None) -> None:
+async def _hear_out(status: int) -> None:
     """Takes the rest of a refused body, within the limits of every body. An answer that overtakes it costs the
     connection, and the next request on it; where the body is too long or too slow that is as it should be."""
     if status in (408, 413):

@@ -56,6 +56,63 @@ async def test_two_sets_that_share_models_do_not_lock_each_other(autojump_clock)
         assert p.pool.streams == 0
 
 
+async def test_a_member_that_goes_out_of_memory_while_others_load_is_loaded_again(autojump_clock):
+    async with rig(SIZES, load_s=2.0) as p:
+        await p.use("a")
+        done = p.start(p.use_set, "ab")
+        await trio.sleep(1)
+        p.runtime.in_memory.discard("a")
+        await p.catalog.refresh()
+        await wait_all_tasks_blocked()
+        assert (p.state("a"), p.pool.is_lost("a")) == (ModelState.READY, True)  # it is held
+        await trio.sleep(10)
+        assert [(grant.model, grant.cold) for grant in done[0]] == [("a", True), ("b", False)]
+        assert (p.runtime.loads, p.pool.streams) == (["a", "b", "a"], 0)
+        assert "lost" in p.kinds("a")
+
+
+async def test_a_member_that_does_not_stay_fails_alone(autojump_clock):
+    async with rig(SIZES, load_s=2.0) as p:
+        await p.use("a")
+        done = p.start(p.use_set, "ab", 1.0)
+        for lost in "aba":  # each while the other is loaded
+            await trio.sleep(1)
+            p.runtime.in_memory.discard(lost)
+            await p.catalog.refresh()
+            await trio.sleep(1)
+        await trio.sleep(10)
+        failed, held = done[0]
+        assert isinstance(failed, ModelLoadFailed)
+        assert "out of memory" in failed.message
+        assert (held.model, p.pool.streams) == ("b", 0)
+
+
+async def test_a_model_that_was_lost_in_use_is_loaded_again_for_the_next(autojump_clock):
+    async with rig(SIZES) as p:
+        holder = await p.hold("a")
+        p.runtime.in_memory.discard("a")
+        await trio.sleep(1)
+        await p.catalog.refresh()
+        holder.cancel()
+        await wait_all_tasks_blocked()
+        assert (await p.use("a")).cold is True
+        assert p.runtime.loads == ["a", "a"]
+
+
+async def test_a_model_that_is_back_is_not_lost(autojump_clock):
+    async with rig(SIZES) as p:
+        holder = await p.hold("a")
+        for there in (False, True):  # a runtime loads by itself what it is asked
+            (p.runtime.in_memory.add if there else p.runtime.in_memory.discard)("a")
+            await trio.sleep(1)
+            await p.catalog.refresh()
+            await wait_all_tasks_blocked()
+            assert p.pool.is_lost("a") is not there
+        holder.cancel()
+        await wait_all_tasks_blocked()
+        assert p.state("a") is ModelState.READY
+
+
 async def test_a_member_that_does_not_load_takes_nothing_from_the_others(autojump_clock):
     async with rig(SIZES, load_s=1.0) as p:
         p.runtime.broken.add("b")

@@ -200,7 +200,7 @@ def test_hostile_text_is_only_text(blank: Page) -> None:
     assert blank.evaluate("window.pwned") is None
     assert blank.locator(".lane .text img, .lane .text script").count() == 0
     expect(blank.locator(".lane .model-name")).to_have_text("<b>m</b>")
-    sizes = blank.evaluate("[...document.querySelectorAll('.lane .text > div')].map(block => block.textContent.length)")
+    sizes = blank.evaluate("[...document.querySelectorAll('.lane .page > div')].map(block => block.textContent.length)")
     assert max(sizes) <= 1_200
     assert len(sizes) > 2
 

@@ -34,6 +34,7 @@ from tests.actors.test_resume import Breaking
 from tests.contract.services import record_services
 from tests.domain.strategies import PARAMS
 from tests.fakes.api import TOKEN, Answer, Api, running_api
+from tests.fakes.held_clock import threads_hold_the_clock
 from tests.fakes.runtime import End, Fail, Say, ScriptedRuntime, Step, words
 from tests.fakes.slice import RecordingSink
 
@@ -76,7 +77,8 @@ ANSWER: Final = (
 
 def record() -> Samples:
     """Every sample by name; names are the paths under golden/<version>/, without `.json`."""
-    samples = trio.run(_record_engine, clock=MockClock(autojump_threshold=0))
+    with threads_hold_the_clock():
+        samples = trio.run(_record_engine, clock=MockClock(autojump_threshold=0))
     return {name: steady(sample) for name, sample in sorted((samples | _record_cli() | _record_errors()).items())}
 
 

@@ -144,10 +144,10 @@ export class Lanes {
 
   /** 10 Hz. @param {Session|null} session @param {number} solo a slot or −1 @param {string} idle what to say without a session @param {number} now */
   show(session, solo, idle, now) {
+    for (let slot = 0; slot < this._count; slot += 1) this.lanes[slot].view.settle(); // before anything is written: each would make a layout
     for (let slot = 0; slot < this._count; slot += 1) {
       const lane = this.lanes[slot];
       lane.show(session, session?.streams[slot] ?? null, idle, now);
-      lane.view.settle();
       lane.solo.hidden = this._count < 2;
       lane.solo.setAttribute("aria-pressed", String(solo === slot));
       lane.solo.setAttribute("aria-label", `Solo ${session?.streams[slot]?.model ?? ""}`);

@@ -2,6 +2,7 @@
 
 export const BLOCK_CHARS = 1_200; // a block ends at a newline long before; only an endless line is cut
 const ENOUGH_CHARS = 400;
+const PAGE_BLOCKS = 8; // a page out of sight is skipped whole, a block would cost its part in every animation frame
 const DOM_CHARS = 65_536;
 const NEAR_END_PX = 24;
 const BEYOND_PX = 1e7; // further than any text reaches: the browser stops at the end
@@ -120,12 +121,12 @@ export class TextView {
   positionOf(node, offset) {
     const block = node.parentNode;
     const start = block ? this._starts.get(block) : undefined;
-    return start === undefined || block?.parentNode !== this.box ? null : start + offset;
+    return start === undefined || !this.box.contains(block) ? null : start + offset;
   }
 
   /** Places of the text, for highlights; what is no longer there is left out. @param {{start: number, length: number}[]} spans in order @returns {(StaticRange|null)[]} */
   ranges(spans) {
-    const blocks = /** @type {Element[]} */ ([...this.box.children]).filter((block) => this._starts.has(block));
+    const blocks = [...this.box.querySelectorAll(".page > div")];
     let at = 0;
     return spans.map(({ start, length }) => {
       const end = start + length;
@@ -175,16 +176,26 @@ export class TextView {
     this._tail = document.createTextNode("");
     this._starts.set(block, this._at);
     block.append(this._tail);
-    this.box.append(block);
+    this._page().append(block);
     return this._tail;
+  }
+
+  /** The last page with room for a block: a new one, if the last is full. @returns {Element} */
+  _page() {
+    const last = this.box.lastElementChild;
+    if (last?.className === "page" && last.childElementCount < PAGE_BLOCKS) return last;
+    const page = document.createElement("div");
+    page.className = "page";
+    this.box.append(page);
+    return page;
   }
 
   _trim() {
     let dropped = false;
-    while (this._domChars > DOM_CHARS && this.box.childElementCount > 2) {
-      const first = /** @type {Element} */ (this.box.querySelector("div:not(.note)"));
+    while (this._domChars > DOM_CHARS) {
+      const first = /** @type {Element} */ (this.box.querySelector(".page > div"));
       this._domChars -= first.textContent?.length ?? 0;
-      first.remove();
+      (first.nextSibling ? first : first.parentElement)?.remove(); // a page goes with its last block
       dropped = true;
     }
     if (dropped) this._note();

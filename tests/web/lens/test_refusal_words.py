@@ -7,9 +7,12 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from trio.testing import wait_all_tasks_blocked
 
 from engine.domain.generation import Chunk, GenerationRequest
 from tests.fakes.api import running_api
+from tests.fakes.http_server import HOST, serving
+from tests.fakes.network import ask, http_head
 from tests.fakes.runtime import ScriptedRuntime
 from tests.web.lens.ways import ANTHROPIC, OLLAMA_CHAT, OPENAI_CHAT, OPENAI_RESPONSE, Way
 from transport.wire.requests import refuse_all_but_words, refuse_penalties
@@ -47,3 +50,15 @@ async def test_it_is_named_as_the_client_wrote_it(way: Way, more: dict[str, Any]
         assert (way.failed(answer.json) or "").startswith(f"{field}: scripted models ")
         if way.name.startswith("openai"):
             assert answer.json["error"]["param"] == field
+
+
+async def test_a_call_that_is_never_served_hears_its_body_out_so_that_the_connection_lasts(autojump_clock):
+    """Clients send head and body in two pieces, and the second may be late."""
+    body = b'{"model":"a"}'
+    async with running_api() as api, serving(api.app) as server:
+        client = await server.listener.connect()
+        for method, path in (("POST", "/api/push"), ("DELETE", "/api/delete"), ("POST", "/api/push")):
+            await client.send_all(http_head(method, path, HOST, [f"Content-Length: {len(body)}"]))
+            await wait_all_tasks_blocked()
+            assert (await ask(client, body)).status == 403
+        await client.aclose()
