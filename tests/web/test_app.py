@@ -233,7 +233,7 @@ async def test_an_answer_to_head_and_a_part_of_an_answer_are_whole(autojump_cloc
 
 
 async def test_a_refusal_waits_for_the_body_it_refuses(autojump_clock):
-    """Also where a handler makes it without a look at the body: else the server closes, and the next request is lost."""
+    """Also where a handler makes it without a look at the body: else the server closes, and what comes next is lost."""
     routes = Blueprint("refusing", __name__)
 
     @routes.post("/own")
