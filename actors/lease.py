@@ -89,7 +89,7 @@ class Bell:
 class Ticket:
     """A caller's place in the pool: news while it waits, then a grant or an error. A grant counts only if it was still
     wanted: an abandoned ticket refuses it. `granted_us` is the pool's, for how long the lease lasts; `warm_up` is what
-    the model is held for, where that is no request."""
+    the model is held for, where that is no request. `lost`: while it was held its runtime let the model go."""
 
     bell: Bell = attrs.field(factory=Bell)
     grant: Grant | None = None
@@ -98,6 +98,7 @@ class Ticket:
     abandoned: bool = False
     granted_us: int = 0
     warm_up: WarmUp | None = None
+    lost: bool = False
 
     @property
     def settled(self) -> bool:
@@ -243,9 +244,7 @@ class PoolHandle:
                 if leases:
                     self._send(asked)
                 results = await _all_settled(asked, bell, tell)
-                lost = {
-                    lease.model.name for lease in leases if lease.ticket.grant and self.pool.is_lost(lease.model.name)
-                }
+                lost = {lease.model.name for lease in leases if lease.ticket.grant and lease.ticket.lost}
                 if not lost:
                     break
             yield tuple(ModelLoadFailed(LOST) if m.name in lost else r for m, r in zip(models, results, strict=True))

@@ -130,11 +130,6 @@ class ModelPool:
         moving = (ModelState.LOADING, ModelState.UNLOADING)
         return bool(self._queue) or any(e.leases or e.state in moving for e in self.memory.entries.values())
 
-    def is_lost(self, model: str) -> bool:
-        """Somebody holds it, and its runtime has it in memory no more."""
-        entry = self.memory.entries.get(model)
-        return entry is not None and entry.lost
-
     def waiting(self, model: str) -> list[News]:
         """What those in the queue for it were last told, in the order of their places."""
         tickets = [lease.ticket for asked in self._queue for lease in asked.leases if lease.model.name == model]

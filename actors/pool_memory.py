@@ -79,6 +79,13 @@ class Entry:
         """Streams that hold it, or will when it is loaded."""
         return len(self.holders) + sum(lease.stream and not lease.ticket.abandoned for lease in self.waiting)
 
+    def see_lost(self, lost: bool) -> None:
+        """Told to those who hold it. Who comes later goes on at once: a runtime loads what it is asked."""
+        if lost != self.lost:
+            self.lost = lost
+            for ticket in self.holders:
+                ticket.lost = lost
+
     def warm(self, limit_s: float, begin: Callable[[WarmUp], None]) -> WarmUp:
         """The warm-up under way, or a new one."""
         if self.warm_up is None:
@@ -348,7 +355,7 @@ class Memory:
                 continue
             if said.asked_us <= self._moved_us.get(said.runtime, -1):
                 continue
-            entry.lost = name not in said.models
+            entry.see_lost(name not in said.models)
             if not entry.lost:
                 use = said.models[name] if said.local else UNSAID
                 entry.loaded = attrs.evolve(entry.loaded, resident_bytes=use.size_bytes, vram_bytes=use.vram_bytes)

@@ -64,7 +64,7 @@ async def test_a_member_that_goes_out_of_memory_while_others_load_is_loaded_agai
         p.runtime.in_memory.discard("a")
         await p.catalog.refresh()
         await wait_all_tasks_blocked()
-        assert (p.state("a"), p.pool.is_lost("a")) == (ModelState.READY, True)  # it is held
+        assert (p.state("a"), p.pool.memory.entries["a"].lost) == (ModelState.READY, True)  # it is held
         await trio.sleep(10)
         assert [(grant.model, grant.cold) for grant in done[0]] == [("a", True), ("b", False)]
         assert (p.runtime.loads, p.pool.streams) == (["a", "b", "a"], 0)
@@ -99,6 +99,18 @@ async def test_a_model_that_was_lost_in_use_is_loaded_again_for_the_next(autojum
         assert p.runtime.loads == ["a", "a"]
 
 
+async def test_who_comes_to_a_lost_model_that_others_hold_is_not_kept_waiting(autojump_clock):
+    async with rig(SIZES) as p:
+        holder = await p.hold("a")
+        p.runtime.in_memory.discard("a")
+        await trio.sleep(1)
+        await p.catalog.refresh()
+        await wait_all_tasks_blocked()
+        assert [grant.model for grant in await p.use_set("ab")] == ["a", "b"]
+        assert (await p.use("a")).model == "a"
+        holder.cancel()
+
+
 async def test_a_model_that_is_back_is_not_lost(autojump_clock):
     async with rig(SIZES) as p:
         holder = await p.hold("a")
@@ -107,7 +119,7 @@ async def test_a_model_that_is_back_is_not_lost(autojump_clock):
             await trio.sleep(1)
             await p.catalog.refresh()
             await wait_all_tasks_blocked()
-            assert p.pool.is_lost("a") is not there
+            assert p.pool.memory.entries["a"].lost is not there
         holder.cancel()
         await wait_all_tasks_blocked()
         assert p.state("a") is ModelState.READY
