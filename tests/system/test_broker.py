@@ -103,7 +103,6 @@ def test_a_restart_remembers_what_was_used_up(start, tmp_path, no_network):
         assert expected in ask(engine).text
         engine.signal(signal.SIGTERM)
         assert engine.wait_exit() == 0
-        (tmp_path / "one" / "ports.json").unlink()
     chain = verify_chain(engine.state)
     assert (chain.lines, chain.broken) == (4, None)  # of both engines
     refused = ask(start(folder=tmp_path / "one", env=env))

@@ -123,6 +123,7 @@ def test_a_prompt_is_nowhere_but_in_its_session(start):
     state = [path.read_bytes().decode("latin-1") for path in files]
     proc = Path("/proc", str(engine.process.pid))
     kernel = [(proc / name).read_text() for name in ("cmdline", "environ")]
+    token = (engine.state / "token").read_text().strip()
     engine.signal(signal.SIGTERM)
     assert engine.wait_exit() == 0
     logged = engine.stderr()
@@ -130,7 +131,6 @@ def test_a_prompt_is_nowhere_but_in_its_session(start):
     for text in (*shown, *state, *kernel, engine.stdout(), logged):
         assert canary not in text
     assert answer not in logged
-    token = (engine.state / "token").read_text().strip()
     assert token not in logged + engine.stdout() + "".join(shown + kernel)
 
 
