@@ -79,7 +79,8 @@ export class Keys {
       return;
     }
     const target = event.target instanceof HTMLElement ? event.target : null;
-    if (target?.closest("input, textarea, select") || !this.letters.checked) return;
+    const field = target?.closest("input, textarea, select");
+    if (field?.checkVisibility() || !this.letters.checked) return; // that of a dialog just closed has the focus until the next paint
     if (event.key === " " && target?.closest("button, summary, a, .scroll, pre")) return; // it has a meaning of its own there
     const key = event.key.toLowerCase();
     const going = event.timeStamp - this._goingAt < GOTO_MS ? GOTO.get(key) : undefined;
